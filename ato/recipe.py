@@ -1,0 +1,114 @@
+"""How a run trains: plain settings without behaviour, readable as a small YAML file (no heavy imports here)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """How the network's weights are trained.
+
+    The learning rate rises linearly over the first `warmup` (fraction of the run) and falls to zero along a cosine.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    warmup: float = 0.15
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require("weights.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _require("weights.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _require("weights.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        _require("weights.warmup", self.warmup, 0 <= self.warmup < 1, "in [0, 1)")
+        _require("weights.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """The phases of a run as fractions of it; what they leave is trained on the small network alone."""
+
+    dense: float = 0.1
+    search: float = 0.35
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require("phases.dense", self.dense, 0 <= self.dense < 1, "in [0, 1)")
+        _require("phases.search", self.search, 0 < self.search < 1, "in (0, 1)")
+        _require("phases.decay", self.decay, 0 < self.decay < 1, "in (0, 1)")
+        total = self.dense + self.search + self.decay
+        _require("phases.dense + phases.search + phases.decay", total, total <= 1 + 1e-9, "at most 1")
+
+
+@dataclass(frozen=True)
+class ControllerSettings:
+    """How the controller network searches for the mask (ATO, section 3.2; symbols of its released code in brackets).
+
+    `every`: weight steps between two controller steps; `offset` [base] and `temperature` [T] of the Gumbel-sigmoid;
+    `budget_weight` [2 * reg_w] and `margin` (half-width of the penalty's dead zone, a fraction of the dense FLOPs);
+    `anneal`: fraction of the search during which the budget falls from 1 to the target; `statistics`: what the
+    normalisation layers use in the controller step, the batch's own statistics or the running ones.
+    """
+
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    every: int = 1
+    offset: float = 3.0
+    temperature: float = 0.4
+    budget_weight: float = 8.0
+    margin: float = 0.0
+    anneal: float = 0.8
+    statistics: Literal["batch", "running"] = "batch"
+
+    def __post_init__(self) -> None:
+        _require("controller.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _require("controller.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _require("controller.every", self.every, self.every >= 1, "1 or more")
+        _require("controller.temperature", self.temperature, self.temperature > 0, "above 0")
+        _require("controller.budget_weight", self.budget_weight, self.budget_weight > 0, "above 0")
+        _require("controller.margin", self.margin, 0 <= self.margin < 0.1, "in [0, 0.1)")
+        _require("controller.anneal", self.anneal, 0 <= self.anneal <= 1, "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """How masked groups are driven to zero: lambda of the proximal step during the search and during the decay.
+
+    Whatever lambda is, the decay ends at exactly zero on its last step. `half_space`: epsilon of the half-space step
+    (a group whose new value turns away from its old one is zeroed at once); none by default.
+    """
+
+    search_lambda: float = 0.0
+    decay_lambda: float = 0.0
+    half_space: float | None = None
+
+    def __post_init__(self) -> None:
+        _require("projection.search_lambda", self.search_lambda, self.search_lambda >= 0, "0 or more")
+        _require("projection.decay_lambda", self.decay_lambda, self.decay_lambda >= 0, "0 or more")
+        epsilon = self.half_space
+        _require("projection.half_space", epsilon, epsilon is None or 0 <= epsilon < 1, "in [0, 1) or null")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run. `align`: widths are multiples of it where the layer is wide enough."""
+
+    epochs: int = 24
+    batch_size: int = 64
+    align: int = 8
+    weights: WeightSettings = field(default_factory=WeightSettings)
+    phases: PhaseSettings = field(default_factory=PhaseSettings)
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
+    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
+
+    def __post_init__(self) -> None:
+        _require("epochs", self.epochs, self.epochs >= 1, "1 or more")
+        _require("batch_size", self.batch_size, self.batch_size >= 2, "2 or more")
+        _require("align", self.align, self.align >= 1, "1 or more")
+
+
+def _require(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}, but must be {allowed}")

@@ -1,0 +1,139 @@
+"""What a network costs, as a differentiable function of the widths of its group sets.
+
+Every cost here is a sum of products of two channel counts, and every channel count is an affine function of the
+widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept) * (inputs kept).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from atopipe.ato import axes
+from atopipe.ato.axes import Axis
+from atopipe.ato.groups import Groups
+
+AXES: tuple[Axis, ...] = ("out", "in")
+Count = tuple[str, Axis]  # the channels of a layer along an axis
+Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """cost(widths) = sum_t coefficient_t * kept[left_t] * kept[right_t],  kept = base + share @ widths.
+
+    Shapes: coefficient, left, right [terms]; base [counts]; share [counts, sets]; widths [sets]. All float64 but the
+    indices.
+    """
+
+    coefficient: Tensor
+    left: Tensor
+    right: Tensor
+    base: Tensor
+    share: Tensor
+    sizes: Tensor
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """The cost at the given widths, a float64 scalar; differentiable."""
+        kept = self.base + self.share @ widths.to(self.base)
+        return (self.coefficient * kept[self.left] * kept[self.right]).sum()
+
+    @property
+    def dense(self) -> float:
+        """The cost of the whole network."""
+        return float(self(self.sizes))
+
+    def ratio(self, widths: Tensor) -> Tensor:
+        """The cost as a fraction of the dense one."""
+        return self(widths) / self.dense
+
+    def to(self, device: torch.device) -> "Cost":
+        """The same cost on another device."""
+        return Cost(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+    """FLOPs for one image: two per multiply-accumulate of convolution and linear layers; nothing else is counted.
+
+    `example`: one image [1, C, H, W] that fixes the number of positions at which each layer works.
+    """
+    modules = dict(model.named_modules())
+    terms: list[Term] = []
+    for name, positions in count_positions(model, example).items():
+        module = modules[name]
+        kernel = math.prod(getattr(module, "kernel_size", (1,)))
+        reads: Count | None = None if axes.is_depthwise(module) else (name, "in")
+        terms.append((2 * positions * kernel / axes.blocks(module), (name, "out"), reads))
+    return _assemble(model, groups, terms)
+
+
+def params(model: nn.Module, groups: Groups) -> Cost:
+    """Number of parameters."""
+    terms: list[Term] = []
+    for name, module in model.named_modules():
+        for tensor, parameter in module.named_parameters(recurse=False):
+            counts: list[Count] = [(name, axis) for axis in AXES if _extends(module, tensor, axis)]
+            divisor = math.prod(axes.channels(module, axis) for _, axis in counts)
+            left, right = [*counts, None, None][:2]
+            terms.append((parameter.numel() / divisor, left, right))
+    return _assemble(model, groups, terms)
+
+
+def _extends(module: nn.Module, tensor: str, axis: Axis) -> bool:
+    """Whether the tensor grows with the layer's channels along `axis`."""
+    shared = isinstance(module, nn.PReLU) and module.num_parameters == 1
+    return isinstance(module, axes.PRUNABLE) and not shared and tensor in axes.dims(module, axis)
+
+
+def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """At how many positions each convolution and linear layer applies its kernel to one image, over all its calls."""
+    positions: dict[str, float] = {}
+
+    def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            transposed = isinstance(module, _ConvTransposeNd)  # it applies its kernel at each position of its *input*
+            tensor, channels = (inputs[0], module.in_channels) if transposed else (output, axes.channels(module, "out"))
+            positions[name] = positions.get(name, 0.0) + tensor.numel() / channels / len(example)
+
+        return hook
+
+    twin = copy.deepcopy(model).eval()
+    for name, module in twin.named_modules():
+        if isinstance(module, axes.MATRIX_LAYERS):
+            module.register_forward_hook(count(name))
+    with torch.no_grad():
+        twin(example)
+    return positions
+
+
+def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
+    named: list[Count] = sorted({count for term in terms for count in term[1:] if count is not None})
+    row: dict[Count | None, int] = {None: 0, **{count: i for i, count in enumerate(named, start=1)}}
+    base = torch.ones(len(row), dtype=torch.float64)
+    for i, (name, axis) in enumerate(named, start=1):
+        base[i] = axes.channels(model.get_submodule(name), axis)
+    share = torch.zeros(len(row), len(groups.sets), dtype=torch.float64)
+    for column, group_set in enumerate(groups.sets):
+        for member in group_set.members:
+            i = row.get((member.module, member.axis), 0)
+            if i:
+                share[i, column] += len(member.index) / group_set.size
+                base[i] -= len(member.index)
+    coefficient = torch.tensor([term[0] for term in terms], dtype=torch.float64)
+    left, right = torch.tensor([row[term[1]] for term in terms]), torch.tensor([row[term[2]] for term in terms])
+    return Cost(coefficient, left, right, base, share, torch.tensor(groups.sizes, dtype=torch.float64))
+
+
+def budget_penalty(ratio: Tensor, target: float, margin: float) -> Tensor:
+    """The penalty R of ATO (section 3.3 and its released code): a log distance to the budget, flat within `margin`.
+
+    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar.
+    """
+    if float(ratio.detach()) > target:
+        return torch.log(ratio.clamp(min=target + margin) / target)
+    return torch.log(target / ratio.clamp(max=target - margin))

@@ -1,0 +1,254 @@
+"""Exports an image classifier to one clean, reproducible ONNX file.
+
+What `torch.onnx.export` writes is made fit to hand over: stack traces and local paths are removed, the IR version is
+lowered to the oldest one which the opset allows (more runtimes load it), the same weights give the same bytes, and
+the batch axis is checked to be dynamic before the file appears.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto, helper, shape_inference
+from torch import Tensor, nn
+
+OPSET = 18
+"""The exporter's native opset: a lower one is silently not honoured, a higher one only shuts out older runtimes."""
+
+_FILE_LIMIT = 2**31 - 1  # bytes: the most that one protobuf message, and so one ONNX file, can hold
+_EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
+_PROBE_BATCH = 3  # any batch size other than the example's
+
+
+class ExportError(Exception):
+    """The network cannot be exported faithfully. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, read back from the file itself."""
+
+    opset: int
+    ir_version: int
+    nodes: int
+    bytes: int
+    sha256: str
+
+
+def export_onnx(
+    model: nn.Module, example: Tensor, path: Path, *, opset: int = OPSET, metadata: Mapping[str, str]
+) -> ExportReport:
+    """Write `model` (in evaluation mode, float32) to `path` as one self-contained ONNX file.
+
+    Args:
+        model: the network, images [B, C, H, W] -> logits [B, K]; a copy is exported, this one stays as it is.
+        example: images [B, C, H, W] of the size the network will see; only their shape matters.
+        path: the file to write; it appears complete or not at all.
+        opset: the ONNX operator set; the default runs in every ONNX Runtime from 1.14 (2023) on.
+        metadata: text stored in the file, such as labels and preprocessing as JSON.
+
+    Ensures: one input `images` [batch, C, H, W] and one output `logits` [batch, K], where `batch` is really free;
+    the file passes the ONNX checker and strict shape inference; no text in it contains a path of this machine;
+    equal weights, shapes and metadata give equal bytes.
+
+    Raises:
+        ExportError: the network cannot be traced, fixes the batch size, is larger than an ONNX file may be, or the
+            file would break one of the promises above.
+    """
+    name = type(model).__name__
+    _require_one_file(model, name)
+    proto = _trace(model, example, opset, name)
+    _clean(proto)
+    helper.set_model_props(proto, dict(sorted(metadata.items())))
+    proto = _infer_shapes(proto, name)
+    _require_free_batch(proto, name)
+    _require_no_local_paths(_texts(proto), local_folders())
+    return _write(proto.SerializeToString(deterministic=True), path, opset)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text which `export_onnx` stored in the file."""
+    return {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
+
+
+def local_folders() -> tuple[str, ...]:
+    """Return the folders of this machine whose names have no place in a file that is handed over."""
+    home = Path(os.environ.get("HOME", sys.prefix))
+    libraries = Path(torch.__file__).parents[1]
+    folders = {Path.cwd(), home, libraries, Path(sys.prefix), Path(tempfile.gettempdir())}
+    return tuple(sorted(str(folder) for folder in folders if folder != Path(folder.anchor)))
+
+
+def _require_one_file(model: nn.Module, name: str) -> None:
+    size = 4 * sum(tensor.numel() for tensor in model.state_dict().values())  # bytes, float32
+    if size > _FILE_LIMIT:
+        raise ExportError(f"{name} has {size / 2**30:.1f} GiB of weights, and one ONNX file holds at most 2 GiB")
+
+
+def _trace(model: nn.Module, example: Tensor, opset: int, name: str) -> ModelProto:
+    """Trace a copy of the model on the CPU with two images of zeros."""
+    network = copy.deepcopy(model).cpu().float().eval()
+    images = torch.zeros(_EXAMPLE_BATCH, *example.shape[1:])
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                network,
+                (images,),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever the traced code and its own passes raise
+        raise ExportError(
+            f"{name} cannot be exported to ONNX ({_root_cause(error)}): "
+            "torch.export must be able to trace its forward method for any batch size"
+        ) from error
+    if program is None:
+        raise ExportError(f"{name} cannot be exported to ONNX: this torch returned no program from its exporter")
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and logs from the user; its exceptions pass."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _clean(proto: ModelProto) -> None:
+    """Leave only what a runtime needs: a file that depends on nothing but the network."""
+    _clean_message(proto)
+    del proto.graph.value_info[:]  # inferred anew, in the order of the nodes
+    proto.producer_name, proto.producer_version = "atopipe", ""
+    proto.ir_version = helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
+
+
+def _clean_message(message: Any) -> None:
+    for field, value in message.ListFields():
+        if field.name in {"doc_string", "metadata_props"}:
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in _parts(value):
+                _clean_message(part)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return the messages or scalars of a protobuf field, be it repeated or not."""
+    return (value,) if hasattr(value, "ListFields") or isinstance(value, str | bytes) else value
+
+
+def _texts(message: Any) -> Iterator[str]:
+    """Yield every text in a protobuf message; the weights' raw bytes are none."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in _parts(value):
+                yield from _texts(part)
+        elif field.type == field.TYPE_STRING:
+            yield from _parts(value)
+        elif field.type == field.TYPE_BYTES and field.name != "raw_data":
+            yield from (part.decode("utf-8", "replace") for part in _parts(value))
+
+
+def _require_no_local_paths(texts: Iterable[str], folders: Iterable[str]) -> None:
+    """A folder counts only as a whole path: `/work` is not in `block/workspace`."""
+    alternatives = "|".join(re.escape(folder) for folder in folders)
+    pattern = re.compile(rf"(?<![\w.])(?:{alternatives})(?![\w.-])")
+    for text in texts:
+        if found := pattern.search(text):
+            raise ExportError(
+                f"the ONNX file would contain the local path '{found[0]}' in '{text[:80]}': "
+                "remove it from the names or the metadata"
+            )
+
+
+def _infer_shapes(proto: ModelProto, name: str) -> ModelProto:
+    try:
+        return shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except shape_inference.InferenceError as error:
+        raise ExportError(
+            f"the shapes in the ONNX graph of {name} contradict each other ({_root_cause(error)})"
+        ) from error
+
+
+def _require_free_batch(proto: ModelProto, name: str) -> None:
+    """Prove by shape inference that another batch size than the example's is not turned into a fixed one."""
+    if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
+        raise ExportError(
+            f"{name} has {len(proto.graph.input)} inputs and {len(proto.graph.output)} outputs in ONNX: "
+            "its forward method must take one batch of images and return one tensor of logits"
+        )
+    probe = ModelProto()
+    probe.CopyFrom(proto)
+    del probe.graph.value_info[:]
+    probe.graph.input[0].type.tensor_type.shape.dim[0].dim_value = _PROBE_BATCH
+    probe.graph.output[0].type.tensor_type.ClearField("shape")
+    shape = _infer_shapes(probe, name).graph.output[0].type.tensor_type.shape.dim
+    declared = {value.type.tensor_type.shape.dim[0].dim_param for value in (*proto.graph.input, *proto.graph.output)}
+    # Inference may give up on a size (0: window attention does that) but must not find another one.
+    if len(shape) != 2 or shape[0].dim_value not in {0, _PROBE_BATCH} or declared != {"batch"}:
+        sizes = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in shape)
+        raise ExportError(
+            f"{name} turns {_PROBE_BATCH} images into an output of shape [{sizes}], not [{_PROBE_BATCH}, classes]: "
+            "its forward method must keep the batch axis free, as x.flatten(1) does"
+        )
+
+
+def _write(content: bytes, path: Path, opset: int) -> ExportReport:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        report = _read_back(partial, opset)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return report
+
+
+def _read_back(path: Path, opset: int) -> ExportReport:
+    """Check the file as it lies on the disk, and report what is in it."""
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported file does not pass the ONNX checker ({_root_cause(error)})") from error
+    content = path.read_bytes()
+    proto = onnx.load_model_from_string(content)
+    written = {entry.domain: entry.version for entry in proto.opset_import}[""]
+    if written != opset:
+        raise ExportError(f"opset {opset} was asked for, but torch writes opset {written} for this network")
+    return ExportReport(
+        opset=written,
+        ir_version=proto.ir_version,
+        nodes=len(proto.graph.node),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )

@@ -1,0 +1,235 @@
+"""The command line: one command per stage, `run` for all of them, `inspect` before any.
+
+Only click and the standard library are loaded here; a command imports what it needs when it is called.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from atopipe.pipeline.errors import Failure, UsageError, explain
+from atopipe.pipeline.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    from atopipe.pipeline.config import Config
+    from atopipe.pipeline.display import Display
+    from atopipe.pipeline.run_directory import RunDirectory
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+TARGET_HELP = (
+    "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)."
+)
+
+
+class Commands(click.Group):
+    """A group that knows what a mistyped command may have meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], self.commands) or f"choose one of {', '.join(sorted(self.commands))}"
+            raise UsageError(f"unknown command '{args[0]}': {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The process: returns its exit code, and prints what went wrong as one sentence."""
+    try:
+        cli.main(args=argv, prog_name="atopipe", standalone_mode=False)
+    except BaseException as error:
+        failure = _failure(error)
+        if failure is None:
+            raise
+        if failure.message:
+            click.echo(f"atopipe: {failure.message}", err=True)
+        return failure.exit_code
+    return 0
+
+
+def _failure(error: BaseException) -> Failure | None:
+    if isinstance(error, click.exceptions.Exit):
+        return Failure("", error.exit_code)
+    if isinstance(error, click.Abort):
+        return explain(KeyboardInterrupt())
+    if isinstance(error, click.NoSuchOption):
+        return Failure(_unknown_option(error), UsageError.exit_code)
+    if isinstance(error, click.ClickException):
+        return Failure(error.format_message().rstrip("."), error.exit_code)
+    return explain(error)
+
+
+def _unknown_option(error: click.NoSuchOption) -> str:
+    known = [option for parameter in error.ctx.command.params for option in parameter.opts] if error.ctx else []
+    return f"unknown option '{error.option_name}': {did_you_mean(error.option_name, known) or 'see --help'}"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="atopipe")
+def cli() -> None:
+    """Train and prune an image classifier from scratch, and hand over a small, verified ONNX model.
+
+    \b
+    Example:  atopipe run --model resnet50 --target-flops 0.3
+
+    Exit codes: 0 every gate passed, 1 unexpected error, 2 usage, 3 a gate failed, 4 inconclusive, 5 environment or
+    data missing, 6 export or parity failure, 130 interrupted.
+    """
+
+
+def configured(command: Command) -> Command:
+    """The options that make a configuration; each has an environment variable ATOPIPE_<NAME>."""
+    options = [
+        _option("--model", help="torchvision classification model, or your_pkg.mod:factory."),
+        _option("--target-flops", metavar="FRACTION", help=TARGET_HELP),
+        _option("--data", metavar="SOURCE", help="digits (default) or imagefolder:PATH with train/ and val/ or test/."),
+        _option("--config", metavar="FILE", help="YAML file of settings; options given here override it."),
+        _option("--recipe", metavar="NAME", help="How to train: a recipe's name (default quick) or YAML file."),
+        _option("--epochs", metavar="N", help="Epochs of training."),
+        _option("--batch-size", metavar="N", help="Images per training step."),
+        _option("--seed", metavar="N", help="Seed of everything random (default 0)."),
+        _option("--device", metavar="NAME", help="auto (default: CUDA if there, else CPU), cpu or cuda."),
+        _option("--threads", metavar="N", help="CPU threads (default: all that this process may use)."),
+    ]
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def written(command: Command) -> Command:
+    """The options of commands that start a run directory."""
+    output = _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED).")
+    return output(shown(command))
+
+
+def shown(command: Command) -> Command:
+    """The options that say what is printed and what is done again."""
+    options = [
+        click.option("--json", "machine", is_flag=True, help="Metrics as JSON on standard output, all else on stderr."),
+        click.option("--quiet", is_flag=True, help="Print errors only."),
+        click.option(
+            "--force", is_flag=True, help="Run again what is complete, and replace another configuration's run."
+        ),
+    ]
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
+    return click.option(name, envvar=f"ATOPIPE_{name[2:].replace('-', '_').upper()}", **settings)
+
+
+@cli.command()
+@configured
+@written
+def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: str | None) -> None:
+    """Train, shrink, export, validate and report, in one go; complete stages are skipped.
+
+    \b
+    Example:  atopipe run --model resnet50 --target-flops 0.3
+              atopipe run --model resnet18 --target-flops 0.5 --data imagefolder:photos --output runs/photos
+    """
+    from atopipe.pipeline.stages import STAGES
+
+    names = [stage.NAME for stage in STAGES]
+    _start(names, output, machine=machine, quiet=quiet, force=force, options=options)
+
+
+@cli.command()
+@configured
+@written
+def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: str | None) -> None:
+    """Train and prune only: the first stage of a run directory.
+
+    \b
+    Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
+    """
+    _start(["train"], output, machine=machine, quiet=quiet, force=force, options=options)
+
+
+def _start(
+    names: Sequence[str], output: str | None, *, machine: bool, quiet: bool, force: bool, options: dict[str, str | None]
+) -> None:
+    from atopipe.pipeline.display import open_display
+    from atopipe.pipeline.run_directory import RunDirectory
+
+    config = _configuration(options)
+    run = RunDirectory.create(Path(output) if output else _default_output(config), config, force=force)
+    display = open_display(quiet=quiet, machine=machine)
+    display.say(f"output  {run.root}")
+    _execute(names, run, display, force=force, machine=machine)
+
+
+def stage_command(name: str, summary: str) -> click.Command:
+    """A command that runs one later stage on an existing run directory."""
+
+    @click.argument("run_dir", type=click.Path(path_type=Path))
+    @shown
+    def command(run_dir: Path, machine: bool, quiet: bool, force: bool) -> None:
+        from atopipe.pipeline.display import open_display
+        from atopipe.pipeline.run_directory import RunDirectory
+
+        display = open_display(quiet=quiet, machine=machine)
+        _execute([name], RunDirectory.open(run_dir), display, force=force, machine=machine)
+
+    text = f"{summary}\n\n\b\nExample:  atopipe {name} runs/first"
+    return click.command(name, help=text)(command)
+
+
+cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
+cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
+cli.add_command(stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates."))
+cli.add_command(stage_command("report", "Write summary.md from what the other stages measured."))
+
+
+@cli.command()
+@configured
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def inspect(machine: bool, **options: str | None) -> None:
+    """What of a network can be pruned, what cannot and why, and how small it can become.
+
+    \b
+    Example:  atopipe inspect --model resnet50
+    """
+    from atopipe.pipeline.inspection import inspect_model
+
+    inspection = inspect_model(_configuration({**options, "target_flops": options["target_flops"] or "1"}))
+    click.echo(json.dumps(inspection.as_dict(), indent=2) if machine else inspection.as_text())
+
+
+def _configuration(options: dict[str, str | None]) -> "Config":
+    """File, recipe, environment and command line, in this order."""
+    from atopipe.pipeline.config import FLAGS, load_config
+
+    given = {name: value for name, value in options.items() if value is not None}
+    file = given.pop("config", None)
+    names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()} | {"recipe": "recipe"}
+    return load_config(Path(file) if file else None, {names[name]: value for name, value in given.items()})
+
+
+def _default_output(config: "Config") -> Path:
+    """runs/resnet50-digits-0.3-seed0."""
+    words = (config.model.name, config.data.source.rstrip("/").rpartition("/")[2], f"{config.target_flops:g}")
+    safe = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in word).strip("-") for word in words)
+    return Path("runs") / f"{safe}-seed{config.seed}"
+
+
+def _execute(names: Sequence[str], run: "RunDirectory", display: "Display", *, force: bool, machine: bool) -> None:
+    """Runs stages, shows what came out, and raises what the gates say."""
+    from atopipe.pipeline.runner import execute
+    from atopipe.pipeline.stages import STAGES
+    from atopipe.pipeline.stages.report import summary_of
+    from atopipe.pipeline.stages.validate import raise_verdict
+
+    execute([stage for stage in STAGES if stage.NAME in names], STAGES, run, display, force=force)
+    if machine:
+        click.echo(json.dumps(run.metrics(STAGES), indent=2))
+    if "report" in names:
+        display.closing(summary_of(run))
+    if "validate" in names:
+        raise_verdict(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The configuration of a run: one model per concern, from a YAML file, a recipe and command-line values.
+
+Precedence: command line > environment (`ATOPIPE_*`) > file > defaults; a recipe named on the command line replaces the
+recipe of the file. What passes here is complete and in range; what does not is refused in one sentence.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from atopipe.ato.recipe import Recipe
+from atopipe.pipeline.errors import UsageError
+from atopipe.pipeline.nearest import did_you_mean
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "quick"
+
+FLAGS: Mapping[str, str] = {
+    "model.name": "--model",
+    "target_flops": "--target-flops",
+    "data.source": "--data",
+    "recipe.epochs": "--epochs",
+    "recipe.batch_size": "--batch-size",
+    "seed": "--seed",
+    "device": "--device",
+    "threads": "--threads",
+}
+SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Section):
+    """`name`: a torchvision classification builder, or `your_pkg.mod:factory`, called with `args`."""
+
+    name: str
+    args: dict[str, bool | int | float | str | None] = {}
+
+
+class DataSettings(Section):
+    """`input_size`: pixels of the square input, chosen from the images if absent; `val_fraction`: if not split yet."""
+
+    source: str = "digits"
+    input_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+
+
+class ValidationSettings(Section):
+    """`latency_s`: seconds to spend on comparing the latency of the dense and of the shrunk network."""
+
+    latency_s: float = Field(default=10.0, gt=0, le=3600)
+
+
+class Config(Section):
+    """Everything a run depends on. `threads` changes how fast a run is, not which run it is."""
+
+    model: ModelSettings
+    target_flops: float = Field(gt=0, le=1)
+    data: DataSettings = DataSettings()
+    recipe: Recipe = Recipe()
+    validation: ValidationSettings = ValidationSettings()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value in plain types; `load_config` of it gives the same configuration."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run."""
+        return {key: value for key, value in self.resolved().items() if key != "threads"}
+
+    def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
+        """The part of the configuration with these names: what a stage depends on."""
+        resolved = self.resolved()
+        return {name: resolved[name] for name in settings}
+
+
+def load_config(file: Path | None = None, values: Mapping[str, object] | None = None) -> Config:
+    """The validated configuration of `file`, overridden by `values` (dotted names; `recipe`: its name or file)."""
+    raw = {key: _expand(key, value) for key, value in (read_yaml(file) if file else {}).items()}
+    given = dict(values or {})
+    raw["recipe"] = _recipe(given.pop("recipe", None) or raw.get("recipe", DEFAULT_RECIPE))
+    for name, value in given.items():
+        raw = _merge(raw, _nested(name, value))
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, object]) -> Config:
+    """`raw` as a `Config`; UsageError names an unknown key with the nearest known one, or a value with its range."""
+    for name, known in _unknown_keys(raw, Config):
+        raise UsageError(f"unknown configuration key '{name}': {_hint(name.rpartition('.')[2], known)}")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(_sentence(error.errors()[0])) from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in `file`, loaded safely."""
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"configuration file '{file}' cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UsageError(f"configuration file '{file}' is no valid YAML{where}") from None
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise UsageError(f"configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'")
+    return raw
+
+
+def recipe_names() -> tuple[str, ...]:
+    return tuple(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+
+
+def _expand(key: str, value: object) -> object:
+    """`model: resnet50` is short for `model: {name: resnet50}`."""
+    return {SHORTHAND[key]: value} if key in SHORTHAND and isinstance(value, str) else value
+
+
+def _recipe(chosen: object) -> object:
+    """The settings of a recipe given by name, by file, or inline with a `base` it changes."""
+    if isinstance(chosen, Mapping):
+        inline = dict(chosen)
+        return _merge(_named_recipe(str(inline.pop("base", DEFAULT_RECIPE))), inline)
+    return _named_recipe(chosen) if isinstance(chosen, str) else chosen
+
+
+def _named_recipe(name: str) -> dict[str, Any]:
+    if name in recipe_names():
+        return read_yaml(RECIPES / f"{name}.yaml")
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(Path(name))
+    raise UsageError(f"unknown recipe '{name}': {_hint(name, recipe_names())}")
+
+
+def _nested(name: str, value: object) -> dict[str, Any]:
+    """`a.b`, value -> {"a": {"b": value}}."""
+    head, _, rest = name.partition(".")
+    return {head: _nested(rest, value) if rest else value}
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merge(base[key], value) for key, value in change.items() if _are_mappings(base.get(key), value)}
+    return {**base, **change, **both}
+
+
+def _are_mappings(*values: object) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    return did_you_mean(name, known) or f"choose one of {', '.join(sorted(known))}"
+
+
+def _unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Keys of `raw` that `schema` lacks, with those it has, sections included.
+
+    Pydantic ignores unknown keys of standard dataclasses, and knows nothing of nearest names.
+    """
+    fields = _sections(schema)
+    for key, value in raw.items():
+        if key not in fields:
+            yield f"{prefix}{key}", tuple(fields)
+        elif (section := fields[key]) is not None and isinstance(value, Mapping):
+            yield from _unknown_keys(value, section, f"{prefix}{key}.")
+
+
+def _sections(schema: type) -> dict[str, type | None]:
+    """Field name -> its own schema where the field is a section, else None."""
+    return {
+        name: hint if _is_section(hint) else None
+        for name, hint in typing.get_type_hints(schema).items()
+        if not name.startswith(("_", "model_config"))
+    }
+
+
+def _is_section(hint: object) -> bool:
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"))
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One sentence for the first thing that is wrong: the option, its value, what is allowed."""
+    path = ".".join(part for part in error["loc"] if isinstance(part, str))
+    name = FLAGS.get(path, FLAGS.get(f"{path}.name", path))
+    if error["type"] == "missing":
+        example = {"--model": "--model resnet50", "--target-flops": "--target-flops 0.3"}.get(name, name)
+        return f"{name} is missing: give it, e.g. '{example}'"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        key = "recipe." + message.split(" ", 1)[0]
+        return f"{FLAGS.get(key, key)} {message.split(' ', 1)[1]}"
+    wrong = error["input"]
+    shown = wrong if isinstance(wrong, int | float | str) else type(wrong).__name__
+    return f"{name} is {shown}, but must be {_allowed(path, error)}"
+
+
+def _allowed(path: str, error: ErrorDetails) -> str:
+    if path == "target_flops":
+        return "a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's FLOPs"
+    ranges = {
+        "data.input_size": "a whole number of pixels from 8 to 4096",
+        "data.val_fraction": "a number between 0 and 1",
+        "validation.latency_s": "a number of seconds above 0 and at most 3600",
+        "seed": "a whole number from 0 to 4294967295",
+        "threads": "a whole number from 1 to 1024",
+    }
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    if error["type"] in ("model_type", "dataclass_type"):
+        return "a name, or a section of 'key: value' lines"
+    expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
+    return ranges.get(path, expected.replace("a valid integer", "a whole number"))

@@ -1,0 +1,64 @@
+"""What a run ran on: library versions, hardware, peak memory."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ORT_PACKAGES = ("onnxruntime-gpu", "onnxruntime")
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed versions, without importing anything; `onnxruntime` may come from either of its packages."""
+    found = {}
+    for name in names:
+        candidates = ORT_PACKAGES if name == "onnxruntime" else (name,)
+        found[name] = next(filter(None, map(_version, candidates)), "absent")
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine as the run saw it; the GPU only where the run has loaded torch."""
+    import psutil
+
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        **({"gpu": torch.cuda.get_device_name(0)} if torch is not None and cuda else {}),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

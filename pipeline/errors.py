@@ -1,0 +1,114 @@
+"""What can go wrong, as one sentence and one exit code.
+
+    AtopipeError          1  unexpected
+    ├── UsageError        2  an option, a configuration or a network that cannot work
+    ├── GateFailed        3  a valid negative result
+    ├── Inconclusive      4  a measurement that cannot decide
+    ├── MissingError      5  environment, provider, data or space that is not there
+    └── Interrupted     130  stopped by the user, what is complete stays usable
+
+The rooms below (`ato`, `export`, `validate`) raise exceptions of their own; `explain` maps those as well. They are
+named by string, so that reading this table loads none of the heavy libraries those rooms need.
+"""
+
+import errno
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+EXPORT_OR_PARITY = 6
+
+
+class AtopipeError(Exception):
+    """A failure whose message is one sentence for the user: the name, the value and the remedy."""
+
+    exit_code = 1
+
+
+class UsageError(AtopipeError):
+    exit_code = 2
+
+
+class GateFailed(AtopipeError):
+    exit_code = 3
+
+
+class Inconclusive(AtopipeError):
+    exit_code = 4
+
+
+class MissingError(AtopipeError):
+    exit_code = 5
+
+
+class Interrupted(AtopipeError):
+    exit_code = 130
+
+
+class ParityGateFailed(GateFailed):
+    """The delivered file does not compute what the trained network computes."""
+
+    exit_code = EXPORT_OR_PARITY
+
+
+LEAF_EXIT_CODES: Mapping[str, int] = {
+    "atopipe.ato.groups.NoGroupsError": UsageError.exit_code,
+    "atopipe.ato.groups.GraphError": UsageError.exit_code,
+    "atopipe.ato.selection.BudgetError": UsageError.exit_code,
+    "atopipe.ato.schedule.ScheduleError": UsageError.exit_code,
+    "atopipe.ato.structure.StructureError": EXPORT_OR_PARITY,
+    "atopipe.ato.trainer.DivergedError": AtopipeError.exit_code,
+    "atopipe.ato.shrink.LossyError": EXPORT_OR_PARITY,
+    "atopipe.export.onnx.ExportError": EXPORT_OR_PARITY,
+    "atopipe.validate.parity.ParityError": EXPORT_OR_PARITY,
+    "atopipe.validate.accuracy.AccuracyError": EXPORT_OR_PARITY,
+    "atopipe.validate.latency.LatencyError": EXPORT_OR_PARITY,
+    "atopipe.validate.session.SessionError": EXPORT_OR_PARITY,
+    "atopipe.validate.session.ProviderError": MissingError.exit_code,
+}
+
+OUT_OF_MEMORY = frozenset({"builtins.MemoryError", "torch.OutOfMemoryError"})
+OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the user is told, and the exit code of the process."""
+
+    message: str
+    exit_code: int
+
+
+def explain(error: BaseException, folder: Path | None = None) -> Failure | None:
+    """The failure `error` stands for, or None where it is a defect and its traceback is wanted.
+
+    `folder` is where the run was writing: the operating system does not always say.
+    """
+    if isinstance(error, AtopipeError):
+        return Failure(str(error), error.exit_code)
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    for name in names & LEAF_EXIT_CODES.keys():
+        return Failure(str(error), LEAF_EXIT_CODES[name])
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted: what is complete stays usable", Interrupted.exit_code)
+    if names & OUT_OF_MEMORY:
+        return Failure("out of memory: lower --batch-size, or use smaller images", MissingError.exit_code)
+    return _explain_os(error, folder) if isinstance(error, OSError) else None
+
+
+def _explain_os(error: OSError, folder: Path | None) -> Failure | None:
+    place = Path(error.filename) if isinstance(error.filename, str) else (folder or Path.cwd())
+    if error.errno in OUT_OF_SPACE:
+        free = shutil.disk_usage(_existing(folder or place)).free / 1e6
+        message = f"no space left in '{folder or place}' ({free:.1f} MB free): free some, or choose another --output"
+        return Failure(message, MissingError.exit_code)
+    if error.errno in NOT_WRITABLE:
+        message = f"'{place}' cannot be used ({error.strerror}): change its permissions, or choose another --output"
+        return Failure(message, MissingError.exit_code)
+    return None
+
+
+def _existing(path: Path) -> Path:
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())

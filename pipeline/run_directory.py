@@ -1,0 +1,241 @@
+"""The run directory: the interface between the stages, and the record of what happened.
+
+A stage writes into a partial folder that is renamed when it is complete, so `stages/<name>/result.json` exists if and
+only if the stage is. The result holds the stage's *key*, a hash of everything it depends on: same key, same result.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from atopipe.pipeline.config import Config, parse_config, read_yaml
+from atopipe.pipeline.environment import hardware, library_versions
+from atopipe.pipeline.errors import MissingError, UsageError, explain
+
+RESULT = "result.json"
+LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+class StageSpec(Protocol):
+    """What the directory needs to know of a stage: name, stages it reads, configuration and libraries it depends on."""
+
+    @property
+    def NAME(self) -> str: ...  # noqa: N802 (a stage is a module, and this is its constant)
+    @property
+    def INPUTS(self) -> tuple[str, ...]: ...  # noqa: N802
+    @property
+    def SETTINGS(self) -> tuple[str, ...]: ...  # noqa: N802
+    @property
+    def LIBRARIES(self) -> tuple[str, ...]: ...  # noqa: N802
+
+
+@dataclass(frozen=True)
+class Result:
+    """A complete stage. `depends`: what the key hashes; `artifacts`: file name -> SHA-256."""
+
+    stage: str
+    key: str
+    depends: Mapping[str, Any]
+    artifacts: Mapping[str, str]
+    metrics: Mapping[str, float]
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """Of what the stage produced, for the keys of the stages that read it."""
+        return sha256_json({"artifacts": dict(self.artifacts), "metrics": dict(self.metrics)})
+
+
+class RunDirectory:
+    """One run on disk. Make one with `create` (a new run, or the same one again) or `open` (an existing run)."""
+
+    def __init__(self, root: Path, config: Config) -> None:
+        self.root = root
+        self.config = config
+
+    @classmethod
+    def create(cls, root: Path, config: Config, *, force: bool = False) -> "RunDirectory":
+        """The run `config` in `root`; UsageError where `root` holds something else (`force` replaces another run)."""
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"output '{root}' is a file: choose another --output")
+        if (root / "config.yaml").exists():
+            others = _holds_work(root) and cls.open(root).config.identity() != config.identity()
+            if others and not force:
+                remedy = "choose another --output, or --force to replace it"
+                raise UsageError(f"output '{root}' belongs to another configuration: {remedy}")
+        elif root.exists() and any(root.iterdir()):
+            raise UsageError(f"output '{root}' is not empty and is no run of atopipe: choose another --output")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(root / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
+        except OSError as error:
+            known = explain(error, root)
+            other = f"output '{root}' cannot be made: {error.strerror}: choose another --output"
+            raise MissingError(known.message if known else other) from None
+        return cls(root, config)
+
+    @classmethod
+    def open(cls, root: Path) -> "RunDirectory":
+        """The run in `root`; UsageError where there is none."""
+        if not (root / "config.yaml").exists():
+            raise UsageError(
+                f"'{root}' is no run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote"
+            )
+        return cls(root, parse_config(read_yaml(root / "config.yaml")))
+
+    def folder(self, stage: str) -> Path:
+        return self.root / "stages" / stage
+
+    def result(self, stage: str) -> Result | None:
+        """The result of a complete stage, current or not."""
+        path = self.folder(stage) / RESULT
+        if not path.exists():
+            return None
+        try:
+            return Result(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise MissingError(f"'{path}' is damaged: run again with --force") from None
+
+    def artifact(self, stage: str, name: str) -> Path:
+        """A file of a complete stage, checked against the digest recorded when it was written."""
+        path = self.folder(stage) / name
+        result = self.result(stage)
+        if result is None or name not in result.artifacts or not path.exists():
+            raise MissingError(f"'{path}' is missing: run 'atopipe {stage}' first")
+        if sha256_file(path) != result.artifacts[name]:
+            raise MissingError(f"'{path}' has changed since stage {stage} wrote it: run again with --force")
+        return path
+
+    def depends(self, stage: StageSpec) -> dict[str, Any]:
+        """Everything the outcome of `stage` depends on; its inputs must be complete."""
+        inputs = {name: self.result(name) for name in stage.INPUTS}
+        return {
+            "stage": stage.NAME,
+            "settings": self.config.slice_for(stage.SETTINGS),
+            "inputs": {name: result.digest for name, result in inputs.items() if result is not None},
+            "libraries": library_versions(("atopipe", *stage.LIBRARIES)),
+        }
+
+    def is_current(self, stage: StageSpec) -> bool:
+        """True if `stage` is complete and nothing it depends on has changed since."""
+        result = self.result(stage.NAME)
+        return result is not None and result.key == sha256_json(self.depends(stage))
+
+    def begin(self, stage: str) -> Path:
+        """An empty folder for the files of `stage`; what an interrupted attempt left is dropped."""
+        self.abandon(stage)
+        partial = self.folder(f".{stage}.partial")
+        partial.mkdir(parents=True)
+        return partial
+
+    def abandon(self, stage: str) -> None:
+        """Drops the partial folder of `stage`."""
+        shutil.rmtree(self.folder(f".{stage}.partial"), ignore_errors=True)
+
+    def commit(self, stage: StageSpec, metrics: Mapping[str, float], seconds: float, peak_bytes: int) -> Result:
+        """Makes the partial folder of `stage` its complete one, in the place of an older result."""
+        partial, final = self.folder(f".{stage.NAME}.partial"), self.folder(stage.NAME)
+        depends = self.depends(stage)
+        artifacts = {file.relative_to(partial).as_posix(): sha256_file(file) for file in files_in(partial)}
+        result = Result(stage.NAME, sha256_json(depends), depends, artifacts, dict(metrics), seconds, peak_bytes)
+        write_json(partial / RESULT, asdict(result))
+        retired = self.folder(f".{stage.NAME}.old")
+        shutil.rmtree(retired, ignore_errors=True)
+        if final.exists():
+            final.rename(retired)
+        partial.rename(final)
+        shutil.rmtree(retired, ignore_errors=True)
+        return result
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Appends what happened to events.jsonl, one JSON object per line."""
+        line = json.dumps({"time": time.time(), "event": kind, **fields}, default=str)
+        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def metrics(self, stages: Sequence[StageSpec]) -> dict[str, float]:
+        """The flat metrics of all current stages; times are summed, memory is the largest."""
+        results = [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
+        merged = {name: value for result in results for name, value in result.metrics.items()}
+        seconds = {f"time.{result.stage}_s": result.seconds for result in results}
+        if results:
+            merged["memory.peak_bytes"] = max(result.peak_bytes for result in results)
+            merged |= {**seconds, "time.total_s": sum(seconds.values())}
+        return dict(sorted(merged.items()))
+
+    def publish(self, stages: Sequence[StageSpec]) -> dict[str, float]:
+        """Writes metrics.json and manifest.json from the current stages, and returns the metrics."""
+        metrics = self.metrics(stages)
+        write_json(self.root / "metrics.json", metrics)
+        current = [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
+        write_json(self.root / "manifest.json", self._manifest(current))
+        return metrics
+
+    def _manifest(self, results: Sequence[Result]) -> dict[str, Any]:
+        return {
+            "command": sys.argv[1:],
+            "seed": self.config.seed,
+            "config": sha256_json(self.config.resolved()),
+            "versions": library_versions(LIBRARIES),
+            "hardware": hardware(),
+            "stages": [
+                {
+                    "stage": r.stage,
+                    "key": r.key,
+                    "digest": r.digest,
+                    "inputs": r.depends["inputs"],
+                    "artifacts": r.artifacts,
+                }
+                for r in results
+            ],
+        }
+
+
+def _holds_work(root: Path) -> bool:
+    """True if a stage of the run in `root` has completed or has been cut off in the middle."""
+    return (root / "stages").is_dir() and any((root / "stages").iterdir())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `path` so that a reader sees the old or the new content, never a part, even after a crash."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(content: object) -> str:
+    """Of the canonical JSON: sorted keys, no spaces."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""Runs stages in order on a run directory, and skips what is complete and unchanged."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atopipe.pipeline.config import Config
+from atopipe.pipeline.display import Display
+from atopipe.pipeline.environment import peak_memory_bytes
+from atopipe.pipeline.errors import Interrupted, MissingError, UsageError, explain
+from atopipe.pipeline.run_directory import RunDirectory, StageSpec
+from atopipe.pipeline.summary import duration
+from atopipe.pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with: it reads through `input`, writes into `folder`, and shows through `display`."""
+
+    run: RunDirectory
+    folder: Path
+    workspace: Workspace
+    display: Display
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    def input(self, stage: str, name: str) -> Path:
+        """A file another stage wrote, checked against its digest."""
+        return self.run.artifact(stage, name)
+
+
+class Stage(StageSpec, Protocol):
+    """A module of `stages/`: constants, and one function that writes files and returns flat metrics."""
+
+    def run(self, context: Context) -> Mapping[str, float]: ...
+
+
+def execute(
+    chosen: Sequence[Stage], known: Sequence[Stage], run: RunDirectory, display: Display, *, force: bool = False
+) -> None:
+    """Run the `chosen` of the `known` stages; complete and unchanged ones are skipped unless `force`.
+
+    Raises UsageError where a stage that another one reads is not there or out of date.
+    """
+    workspace: Workspace | None = None
+    for stage in chosen:
+        _require(stage.INPUTS, known, run)
+        if not force and run.is_current(stage):
+            display.say(f"{stage.NAME:<8} unchanged, skipped")
+            continue
+        workspace = workspace or _open_workspace(run, display)
+        _run_stage(stage, Context(run, run.begin(stage.NAME), workspace, display))
+    run.publish(known)
+
+
+def _open_workspace(run: RunDirectory, display: Display) -> Workspace:
+    return Workspace(run.config, display)
+
+
+def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:
+    for stage in known:
+        if stage.NAME in inputs and not run.is_current(stage):
+            state = "is out of date" if run.result(stage.NAME) else "is not complete"
+            raise UsageError(f"stage {stage.NAME} of '{run.root}' {state}: run 'atopipe {_command(stage, run)}' first")
+
+
+def _command(stage: Stage, run: RunDirectory) -> str:
+    return f"run --output {run.root} ..." if stage.NAME == "train" else f"{stage.NAME} {run.root}"
+
+
+def _run_stage(stage: Stage, context: Context) -> None:
+    run, name = context.run, stage.NAME
+    run.event("stage started", stage=name)
+    context.display.begin(name)
+    started = time.perf_counter()
+    try:
+        metrics = stage.run(context)
+        seconds = time.perf_counter() - started
+        run.commit(stage, metrics, seconds, peak_memory_bytes())
+    except BaseException as error:
+        run.abandon(name)
+        run.event("stage failed", stage=name, error=f"{type(error).__name__}: {error}")
+        raise _named(error, name, run.root) from error
+    finally:
+        context.display.stop()
+    run.event("stage complete", stage=name, seconds=seconds, metrics=dict(metrics))
+    context.display.say(f"{name:<8} {duration(seconds)}")
+
+
+def _named(error: BaseException, stage: str, root: Path) -> BaseException:
+    """The same error, told with the stage and the folder where that helps."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(
+            f"interrupted in stage {stage}: what is complete in '{root}' stays usable, run it again to go on"
+        )
+    failure = explain(error, root) if isinstance(error, OSError) else None
+    return MissingError(failure.message) if failure else error

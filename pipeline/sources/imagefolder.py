@@ -1,0 +1,163 @@
+"""`imagefolder:PATH`: images in PATH/train/<class>/ and PATH/val/<class>/ or PATH/test/<class>/."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from atopipe.pipeline.augment import Augmentation, pad_crop_flip, plain, resized_crop_flip
+from atopipe.pipeline.images import (
+    SMALL,
+    DataError,
+    MissingDataError,
+    OnProgress,
+    Pixels,
+    Preprocessing,
+    Size,
+    channel_statistics,
+    read_all,
+    read_size,
+    resize_for,
+)
+from atopipe.pipeline.splits import Data, ImageStore, InMemory, OnDisk, Request, Split
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+DEFAULT_SIDE = 224
+SAMPLE = 64  # images whose size is looked at
+STATISTICS_SAMPLE = 2048  # images whose mean and deviation stand for a set that does not fit in memory
+
+
+@dataclass(frozen=True)
+class Files:
+    """The images of one split, their class numbers, and the classes."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+def load(argument: str, request: Request, on_progress: OnProgress | None = None) -> Data:
+    """The folder's images: decoded once into memory where they fit, else read from disk in every epoch.
+
+    Mean and deviation are those of the training images as they are scaled for training; raises DataError.
+    """
+    root = Path(argument).expanduser()
+    train, val = _find_splits(root)
+    size = (request.input_size, request.input_size) if request.input_size else _natural_size(train.paths)
+    resize = resize_for(size)
+    # Training images keep the margin of `resize`, from which random windows are cut.
+    crops = ((train, resize), (val, size))
+    images: list[ImageStore]
+    if sum(len(files.paths) * 3 * crop[0] * crop[1] for files, crop in crops) <= available_memory() / 4:
+        decoded = _decode(crops, resize, on_progress)
+        statistics = channel_statistics(decoded[0])
+        images = [InMemory(torch.from_numpy(pixels)) for pixels in decoded]
+    else:
+        sample = _spread(train.paths, STATISTICS_SAMPLE)
+        statistics = channel_statistics(read_all(sample, resize, resize, on_progress))
+        images = [OnDisk(files.paths, resize, crop) for files, crop in crops]
+    preprocessing = Preprocessing(size, resize, *statistics)
+    description = (
+        f"imagefolder '{root}': {len(train.paths):,} images for training and {len(val.paths):,} for validation, "
+        f"{len(train.classes):,} classes, {size[1]}x{size[0]} pixels"
+    )
+    splits = (
+        Split(store, torch.tensor(files.labels), preprocessing, augmentation)
+        for store, files, augmentation in zip(images, (train, val), (_augmentation(size), plain), strict=True)
+    )
+    return Data("imagefolder", description, train.classes, preprocessing, *splits)
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the machine's, or its container's limit if that is less."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    free = psutil.virtual_memory().available
+    return free if text == "max" else min(free, int(text))
+
+
+def _decode(crops: tuple[tuple[Files, Size], ...], resize: Size, on_progress: OnProgress | None) -> list[Pixels]:
+    total = sum(len(files.paths) for files, _ in crops)
+    decoded: list[Pixels] = []
+
+    def report(done: int, _: int) -> None:
+        if on_progress is not None:
+            on_progress(sum(map(len, decoded)) + done, total)
+
+    for files, crop in crops:
+        decoded.append(read_all(files.paths, resize, crop, report))
+    return decoded
+
+
+def _augmentation(size: Size) -> Augmentation:
+    if max(size) <= SMALL:
+        return partial(pad_crop_flip, padding=min(size) // 8)
+    return partial(resized_crop_flip, size=size)
+
+
+def _natural_size(paths: tuple[Path, ...]) -> Size:
+    """The size of the images if a sample has one and it is small, else 224x224."""
+    sizes = {read_size(path) for path in _spread(paths, SAMPLE)}
+    size = sizes.pop()
+    return size if not sizes and max(size) <= SMALL else (DEFAULT_SIDE, DEFAULT_SIDE)
+
+
+def _spread(paths: tuple[Path, ...], count: int) -> tuple[Path, ...]:
+    """At most `count` paths, evenly spread: the files are sorted by class."""
+    return tuple(paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int))
+
+
+def _find_splits(root: Path) -> tuple[Files, Files]:
+    layout = "train/<class>/ and val/<class>/"
+    if not root.is_dir():
+        raise MissingDataError(f"data folder '{root}' does not exist: give a folder with images in {layout}")
+    if not any(root.iterdir()):
+        raise MissingDataError(f"data folder '{root}' is empty: put images in {layout}")
+    if not (root / "train").is_dir():
+        raise MissingDataError(f"data folder '{root}' has no folder train: put images in {layout}")
+    held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if held_out is None:
+        raise MissingDataError(f"data folder '{root}' has neither val nor test: put images in {layout}")
+    train, val = _scan(root / "train"), _scan(held_out)
+    _check_classes(train, val, root / "train", held_out)
+    return train, val
+
+
+def _check_classes(train: Files, val: Files, train_folder: Path, val_folder: Path) -> None:
+    differing = [
+        f"only '{folder}' has {', '.join(sorted(extra))}"
+        for folder, extra in (
+            (train_folder, set(train.classes) - set(val.classes)),
+            (val_folder, set(val.classes) - set(train.classes)),
+        )
+        if extra
+    ]
+    if differing:
+        raise DataError(f"the classes differ: {' and '.join(differing)}; give both the same class folders")
+    if len(train.classes) < 2:
+        raise DataError(f"'{train_folder}' has the single class {train.classes[0]}: a classifier needs two or more")
+
+
+def _scan(folder: Path) -> Files:
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise MissingDataError(f"'{folder}' has no class folders: put images in {folder.name}/<class>/")
+    found = [_images(folder) for folder in classes]
+    return Files(
+        paths=tuple(path for paths in found for path in paths),
+        labels=tuple(label for label, paths in enumerate(found) for _ in paths),
+        classes=tuple(folder.name for folder in classes),
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    paths = [
+        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    ]
+    if not paths:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise MissingDataError(f"class folder '{folder}' has no images ({kinds}): add some or remove the folder")
+    return sorted(paths)

@@ -1,0 +1,175 @@
+"""A data set as the other stages see it: two splits that hand out batches, from memory or from disk."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from atopipe.pipeline.augment import Augmentation, center_crop, plain
+from atopipe.pipeline.images import DataError, Preprocessing, Size, available_cores, read_pixels
+
+SMALLEST_BATCH = 2  # batch normalisation has no statistics of a single image
+
+
+class Batches(Protocol):
+    """Batches (images float32 [B, C, H, W], labels int64 [B]) on a device; every iteration is one epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class ImageStore(Protocol):
+    """Where the images of a split are."""
+
+    def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """For each tensor of indices in `plan`, in order, those images: uint8 [B, C, H, W] on the device."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Decoded images, uint8 [N, C, H, W]; on the device as a whole where they fit."""
+
+    pixels: Tensor
+
+    def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        pixels = self.pixels.to(device) if _fits(self.pixels, device) else self.pixels
+        for indices in plan:
+            yield pixels[indices.to(pixels.device)].to(device)
+
+
+def _fits(pixels: Tensor, device: torch.device) -> bool:
+    return device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
+
+
+@dataclass(frozen=True)
+class OnDisk(Dataset[Tensor | DataError]):
+    """Image files, decoded ahead of their use by worker processes, at most one per core."""
+
+    paths: tuple[Path, ...]
+    resize: Size
+    crop: Size
+
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return torch.from_numpy(read_pixels(self.paths[index], self.resize, self.crop))
+        except DataError as error:
+            return error  # a worker that raises would wrap the sentence in its traceback
+
+    def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        loader: DataLoader[Tensor | DataError] = DataLoader(
+            self,
+            batch_sampler=[indices.tolist() for indices in plan],
+            num_workers=min(available_cores(), len(plan)),
+            collate_fn=_stack,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch.to(device, non_blocking=True)
+
+
+def _stack(images: Sequence[Tensor | DataError]) -> Tensor | DataError:
+    errors = [image for image in images if isinstance(image, DataError)]
+    return errors[0] if errors else torch.stack([image for image in images if isinstance(image, Tensor)])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, their labels int64 [N], and the augmentation that suits them."""
+
+    images: ImageStore
+    labels: Tensor
+    preprocessing: Preprocessing
+    augmentation: Augmentation = plain
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+        augment: Augmentation | None = None,
+    ) -> Batches:
+        """Batches for training if a generator is given, for evaluation if not.
+
+        Training: shuffled anew in each epoch and augmented by `augment` (default: the split's own augmentation; `plain`
+        for none); a last batch of one image is left out. An epoch depends on the generator's state when its iteration
+        starts and on nothing else: to resume at batch k, restore that state and skip k batches.
+        Evaluation: every image, in order, as it is.
+
+        Raises DataError if a training batch is larger than the split.
+        """
+        if generator is not None and batch_size > len(self):
+            have = f"the training set of {len(self):,} images"
+            raise DataError(f"batch size {batch_size} is larger than {have}: lower --batch-size to {len(self)} or less")
+        return _Batches(self, batch_size, torch.device(device), generator, augment or self.augmentation)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    split: Split
+    batch_size: int
+    device: torch.device
+    generator: torch.Generator | None
+    augment: Augmentation
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole + (rest >= (1 if self.generator is None else SMALLEST_BATCH))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.generator is None:
+            return self._read(torch.arange(len(self.split)), None)
+        order = torch.randperm(len(self.split), generator=self.generator, device=self.generator.device).cpu()
+        seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
+        return self._read(order, int(seed))
+
+    def _read(self, order: Tensor, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = torch.split(order, self.batch_size)[: len(self)]
+        labels = self.split.labels.to(self.device)
+        normalise = self._normalisation()
+        for position, images in enumerate(self.split.images.read(plan, self.device)):
+            changed = images if seed is None else self.augment(images, self._noise(seed + position))
+            yield normalise(changed), labels[plan[position].to(self.device)]
+
+    def _noise(self, seed: int) -> torch.Generator:
+        """Each batch has its own random numbers, so that none depends on how many the batches before it drew."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _normalisation(self) -> Callable[[Tensor], Tensor]:
+        """The same arithmetic as `images.preprocess`, its constants on the device."""
+        settings = self.split.preprocessing
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (settings.mean, settings.std))
+        return lambda images: center_crop(images, settings.size).float().div(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set: `description` is one line to announce it, `labels` are the names of the classes."""
+
+    name: str
+    description: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    train: Split
+    val: Split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a source is asked for: None as `input_size` leaves the choice to it."""
+
+    seed: int
+    input_size: int | None
+    val_fraction: float

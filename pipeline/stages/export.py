@@ -1,0 +1,35 @@
+"""Write the small network as model.onnx, and the same architecture at full width as dense.onnx for comparison."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.networks import load_shrunk
+from atopipe.pipeline.runner import Context
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "export"
+INPUTS = ("shrink",)
+SETTINGS = ("model", "data", "seed")
+LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript")
+
+
+def run(context: Context) -> dict[str, float]:
+    small = _write(context, load_shrunk(context), context.folder / "model.onnx")
+    dense = _write(context, context.workspace.new_model().eval(), context.folder / "dense.onnx")
+    return {"size.shrunk_bytes": small, "size.dense_bytes": dense}
+
+
+def _write(context: Context, model: "nn.Module", path: Path) -> int:
+    """Exports `model` with the labels and the preprocessing it needs, and returns the file's size."""
+    from atopipe.export.onnx import export_onnx
+
+    data = context.workspace.data
+    metadata = {
+        "labels": json.dumps(data.labels),
+        "preprocessing": data.preprocessing.to_json(),
+        "model": context.config.model.name,
+    }
+    return export_onnx(model, context.workspace.example, path, metadata=metadata).bytes

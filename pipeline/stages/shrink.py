@@ -1,0 +1,48 @@
+"""Remove the masked groups, and prove in float64 that nothing else changed.
+
+Leaves structure.json (model name, arguments, kept indices) and weights.safetensors of the small network.
+"""
+
+import json
+
+from atopipe.pipeline.networks import load_mask, load_trained, save_tensors
+from atopipe.pipeline.run_directory import write_json
+from atopipe.pipeline.runner import Context
+
+NAME = "shrink"
+INPUTS = ("train",)
+SETTINGS = ("model", "data", "seed")
+LIBRARIES = ("torch", "torchvision", "torch-pruning")
+PROOF_IMAGES = 16
+
+
+def run(context: Context) -> dict[str, float]:
+    from atopipe.ato.groups import Groups
+    from atopipe.ato.probe import find_groups
+    from atopipe.ato.resources import flops, params
+    from atopipe.ato.shrink import prove_lossless, shrink
+
+    workspace, model = context.workspace, load_trained(context)
+    groups = find_groups(workspace.new_model(), workspace.example, workspace.generator())
+    mask = load_mask(context, groups)
+    small, structure = shrink(model, groups, mask)
+    proof = prove_lossless(model, groups, mask, small, workspace.images(PROOF_IMAGES), workspace.generator(3))
+
+    settings = context.config.model
+    described = {"model": settings.name, "args": settings.args, "classes": len(workspace.data.labels)}
+    write_json(context.folder / "structure.json", {**described, **json.loads(structure.to_json())})
+    save_tensors(context.folder / "weights.safetensors", small.state_dict())
+
+    whole = Groups((), ())  # nothing to remove: the counts are of each network as it stands
+    counts = {
+        "flops.dense": flops(model, whole, workspace.example).dense,
+        "flops.shrunk": flops(small, whole, workspace.example).dense,
+        "params.dense": params(model, whole).dense,
+        "params.shrunk": params(small, whole).dense,
+    }
+    return {
+        **counts,
+        "flops.ratio": counts["flops.shrunk"] / counts["flops.dense"],
+        "params.ratio": counts["params.shrunk"] / counts["params.dense"],
+        "lossless.max_rel_diff": proof.max_rel_diff,
+    }

@@ -1,0 +1,70 @@
+"""Train the dense network while the controller learns which groups to keep.
+
+Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safetensors and history.json.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.networks import save_tensors
+from atopipe.pipeline.run_directory import write_json
+from atopipe.pipeline.runner import Context
+from atopipe.pipeline.summary import both_readings
+
+if TYPE_CHECKING:
+    from atopipe.ato.groups import Groups
+    from atopipe.ato.trainer import EpochRecord, Progress, Trained
+
+NAME = "train"
+INPUTS: tuple[str, ...] = ()
+SETTINGS = ("model", "data", "target_flops", "recipe", "seed", "device")
+LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy")
+
+
+def run(context: Context) -> dict[str, float]:
+    from atopipe.ato.probe import find_groups
+    from atopipe.ato.resources import flops
+    from atopipe.ato.selection import check_budget
+    from atopipe.ato.trainer import train
+
+    config, workspace = context.config, context.workspace
+    recipe = config.recipe
+    workspace.check_model()
+    model = workspace.new_model()
+    groups = find_groups(model, workspace.example, workspace.generator())
+    cost = flops(model, groups, workspace.example)
+    check_budget(groups, cost, config.target_flops, recipe.align)
+    context.display.say(f"target  {both_readings(config.target_flops)}")
+
+    device, data, order = workspace.device, workspace.data, workspace.generator(1)
+    trained = train(
+        model.to(device),
+        groups,
+        cost,
+        config.target_flops,
+        train_batches=data.train.batches(recipe.batch_size, device=device, generator=order),
+        val_batches=data.val.batches(recipe.batch_size, device=device),
+        recipe=recipe,
+        generator=workspace.generator(2),
+        report=lambda happened: _show(context, happened),
+    )
+    _save(context, groups, trained)
+    return {}
+
+
+def _save(context: Context, groups: "Groups", trained: "Trained") -> None:
+    parts = groups.split(trained.mask.cpu().bool())
+    masks = {group_set.name: part for group_set, part in zip(groups.sets, parts, strict=True)}
+    save_tensors(context.folder / "weights.safetensors", trained.model.state_dict())
+    save_tensors(context.folder / "masks.safetensors", masks)
+    write_json(context.folder / "history.json", [asdict(record) for record in trained.history])
+
+
+def _show(context: Context, happened: "Progress | EpochRecord") -> None:
+    from atopipe.ato.trainer import EpochRecord
+
+    if isinstance(happened, EpochRecord):
+        context.display.epoch(happened)
+        context.run.event("epoch", **asdict(happened))
+    else:
+        context.display.progress(happened)

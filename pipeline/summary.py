@@ -1,0 +1,141 @@
+"""What came out of a run, for a person: rows of dense against shrunk, the verdicts, where the model lies."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+GATES: Mapping[str, str] = {
+    "lossless.max_rel_diff": "masked = shrunk",
+    "parity.max_rel_diff": "torch = ONNX Runtime",
+    "flops.ratio": "FLOPs within target",
+    "accuracy.onnx_images_off": "top-1 images off in ONNX",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of the dense and of the shrunk network, ready to print."""
+
+    name: str
+    dense: str
+    shrunk: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate: `outcome` is pass, fail or inconclusive."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the closing table and summary.md say."""
+
+    title: str
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+    target: float
+    model: str
+    seconds: float
+
+    def notes(self) -> tuple[str, ...]:
+        return (
+            f"target  {both_readings(self.target)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
+            f"model   {self.model}   (after {duration(self.seconds)})",
+        )
+
+    def as_text(self) -> str:
+        """Aligned columns in plain characters."""
+        table = [("", "dense", "shrunk", "shrunk / dense"), *((r.name, r.dense, r.shrunk, r.ratio) for r in self.rows)]
+        widths = [max(len(line[column]) for line in table) for column in range(4)]
+        widths[0] = max([widths[0], *(len(verdict.name) for verdict in self.verdicts)])
+        lines = [self.title]
+        for name, *cells in table:
+            columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("  ".join([name.ljust(widths[0]), *columns]).rstrip())
+        lines += [f"{v.name.ljust(widths[0])}  {v.outcome}: {v.detail}" for v in self.verdicts]
+        return "\n".join([*lines, "", *self.notes()])
+
+    def as_markdown(self) -> str:
+        lines = [f"# {self.title}", "", "| | dense | shrunk | shrunk / dense |", "|-|-:|-:|-:|"]
+        lines += [f"| {row.name} | {row.dense} | {row.shrunk} | {row.ratio} |" for row in self.rows]
+        lines += ["", "| gate | verdict | |", "|-|-|-|"]
+        lines += [f"| {v.name} | {v.outcome} | {v.detail} |" for v in self.verdicts]
+        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes()), ""])
+
+
+def summarise(
+    title: str,
+    metrics: Mapping[str, float],
+    gates: Sequence[Mapping[str, Any]],
+    target: float,
+    model: str,
+    seconds: float,
+) -> Summary:
+    """The summary of a run's flat metrics; what was not measured has no row."""
+    rows = [
+        _pair(metrics, "FLOPs per image", "flops.dense", "flops.shrunk", scaled),
+        _pair(metrics, "parameters", "params.dense", "params.shrunk", scaled),
+        _pair(metrics, "ONNX file", "size.dense_bytes", "size.shrunk_bytes", lambda value: f"{scaled(value)}B"),
+        _latency(metrics),
+        _accuracy(metrics),
+    ]
+    verdicts = tuple(_verdict(gate) for gate in gates)
+    return Summary(title, tuple(row for row in rows if row), verdicts, target, model, seconds)
+
+
+def _verdict(gate: Mapping[str, Any]) -> Verdict:
+    measured = "not measured" if gate["value"] is None else f"{gate['value']:.3g}"
+    return Verdict(GATES.get(gate["name"], gate["name"]), gate["outcome"], f"{measured}, {gate['limit']}")
+
+
+def both_readings(target: float) -> str:
+    """A FLOPs target read both ways."""
+    kept = 100 * target
+    return f"{target:g} of the dense FLOPs: keep at most {kept:g} %, prune {100 - kept:g} %"
+
+
+def _pair(
+    metrics: Mapping[str, float], name: str, dense: str, shrunk: str, shown: Callable[[float], str]
+) -> Row | None:
+    if dense not in metrics or shrunk not in metrics:
+        return None
+    return Row(name, shown(metrics[dense]), shown(metrics[shrunk]), f"{metrics[shrunk] / metrics[dense]:.3f}")
+
+
+def _latency(metrics: Mapping[str, float]) -> Row | None:
+    row = _pair(metrics, "latency (p50, 1 image)", "latency.dense_p50_ms", "latency.shrunk_p50_ms", milliseconds)
+    if row is None or "latency.ratio" not in metrics:
+        return row
+    low, high = metrics["latency.ratio_low"], metrics["latency.ratio_high"]
+    return replace(row, ratio=f"{metrics['latency.ratio']:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def _accuracy(metrics: Mapping[str, float]) -> Row | None:
+    """The dense column stays empty unless a dense network was trained."""
+    if "accuracy.onnx" not in metrics:
+        return None
+    dense = f"{metrics['accuracy.dense']:.4f}" if "accuracy.dense" in metrics else ""
+    return Row("accuracy (top-1)", dense, f"{metrics['accuracy.onnx']:.4f}", "")
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def scaled(value: float) -> str:
+    """Three significant digits with a metric prefix."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

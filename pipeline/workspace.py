@@ -1,0 +1,106 @@
+"""What the stages of one process share: device, data, network. Loaded once, when first asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.config import Config
+from atopipe.pipeline.display import Display
+from atopipe.pipeline.errors import MissingError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from atopipe.pipeline.splits import Data, ImageStore
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some images of a split, by their indices [N]: classes often lie one after the other, so the first will not do."""
+
+    images: "ImageStore"
+    indices: "Tensor"
+
+    def read(self, plan: "Sequence[Tensor]", device: "torch.device") -> "Iterator[Tensor]":
+        return self.images.read([self.indices[positions] for positions in plan], device)
+
+
+class Workspace:
+    """Sets torch's threads, and announces the device and the data set once each."""
+
+    def __init__(self, config: Config, display: Display) -> None:
+        import torch
+
+        from atopipe.validate.session import available_threads
+
+        self.config = config
+        self.display = display
+        self.threads = config.threads or available_threads()
+        torch.set_num_threads(self.threads)
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """CUDA where there is one, else the CPU, unless the configuration says which."""
+        import torch
+
+        wanted, present = self.config.device, torch.cuda.is_available()
+        if wanted == "cuda" and not present:
+            raise MissingError("--device cuda: torch finds no CUDA GPU here: choose --device cpu, or repair the driver")
+        device = torch.device("cuda" if present and wanted != "cpu" else "cpu")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {self.threads}"
+        self.display.say(f"device  {device.type} ({name})")
+        return device
+
+    @cached_property
+    def data(self) -> "Data":
+        from atopipe.pipeline.data import load_data
+
+        settings = self.config.data
+        data = load_data(
+            settings.source,
+            seed=self.config.seed,
+            input_size=settings.input_size,
+            val_fraction=settings.val_fraction,
+            on_progress=self.display.loading,
+        )
+        self.display.say(f"data    {data.description}")
+        return data
+
+    def check_model(self) -> None:
+        """Refuses a torchvision model that cannot be built before the images, which may take minutes, are read."""
+        from atopipe.pipeline.models import build_model
+
+        if ":" not in self.config.model.name:
+            build_model(self.config.model.name, 2, self.config.model.args)
+
+    def new_model(self) -> "nn.Module":
+        """The dense network, freshly initialised from the seed."""
+        import torch
+
+        from atopipe.pipeline.models import build_model
+
+        torch.manual_seed(self.config.seed)
+        return build_model(self.config.model.name, len(self.data.labels), self.config.model.args)
+
+    def generator(self, offset: int = 0) -> "torch.Generator":
+        """A CPU generator of the run's seed; an `offset` gives a stream of its own."""
+        import torch
+
+        return torch.Generator().manual_seed(self.config.seed + offset)
+
+    def images(self, count: int) -> "Tensor":
+        """`count` (or all) preprocessed validation images, spread over the set: float32 [N, C, H, W], on the CPU."""
+        import torch
+
+        split = self.data.val
+        chosen = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
+        part = replace(split, images=Chosen(split.images, chosen), labels=split.labels[chosen])
+        images, _ = next(iter(part.batches(len(part), device="cpu")))
+        return images
+
+    @cached_property
+    def example(self) -> "Tensor":
+        """One image [1, C, H, W] that lends its shape to traces and counts."""
+        return self.images(1)

@@ -1,0 +1,116 @@
+"""Groups of a network: found, proven in float64, and refused with a reason where removal would change something."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atopipe.ato.groups import GraphError, NoGroupsError, trace_groups
+from atopipe.ato.masking import masked, scale_groups
+from atopipe.ato.probe import find_groups
+from atopipe.ato.shrink import shrink
+
+
+def random_mask(sizes: list[int], generator: torch.Generator) -> Tensor:
+    """Keeps the first group of each set and a random half of the others."""
+    return torch.cat(
+        [(torch.rand(n, generator=generator) > 0.5).index_fill(0, torch.tensor(0), True) for n in sizes]
+    ).float()
+
+
+def test_masked_zeroed_and_shrunk_networks_are_one_function(
+    network: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(network, example, generator)
+    network = network.double()
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    mask = random_mask(groups.sizes, generator)
+    zeroed = copy.deepcopy(network)
+    scale_groups(zeroed, groups, mask)
+    small, _ = shrink(network, groups, mask)
+    for training in (False, True):
+        for model in (network, zeroed, small):
+            model.train(training)
+        with masked(network, groups, mask.double()):
+            wanted = network(images)
+        torch.testing.assert_close(zeroed(images), wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(small(images), wanted, rtol=0, atol=1e-12)
+        assert (network(images) - wanted).abs().max() > 1e-3, "the mask must matter"
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+def test_every_channel_but_the_logits_is_prunable_in_supported_networks(
+    network: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(network, example, generator)
+    assert [(u.name, u.reason) for u in groups.unprunable] == [("head", "it is the network's output")]
+
+
+def test_the_residual_stream_is_one_set_with_all_its_layers(residual: nn.Module, example: Tensor) -> None:
+    stream = next(s for s in trace_groups(residual, example).sets if s.size == 16)
+    holders = {m.module for m in stream.members if m.axis == "out"}
+    readers = {m.module for m in stream.members if m.axis == "in"}
+    assert holders == {"stem.0", "stem.1", "outer.0.0", "outer.0.1", "outer.1.0", "outer.1.1"}
+    assert readers == {"inner.0.0", "inner.1.0", "head"}
+    assert {m.module for m in stream.members if m.masked} == {"stem.1", "outer.0.1", "outer.1.1"}
+
+
+def test_what_does_not_map_zero_to_zero_is_refused_with_a_reason(
+    refused: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(refused, example, generator)
+    assert [s.name for s in groups.sets] == ["second"]
+    reason = {u.name: u.reason for u in groups.unprunable}["first"]
+    assert any(words in reason for words in ("does not make them vanish", "does not run", "works across", "no scale"))
+
+
+def test_a_padded_shortcut_keeps_its_stream_and_loses_inner_channels(
+    padded_shortcut: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(padded_shortcut, example, generator)
+    assert [s.name for s in groups.sets] == ["inner.0"]
+    assert any("cannot be matched" in u.reason for u in groups.unprunable)
+
+
+def test_discovery_leaves_the_network_as_it_was(
+    network: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    network.train()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    assert find_groups(network, example, generator).sets, "frozen parameters are prunable too"
+    assert network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert not any(m._forward_hooks for m in network.modules())
+
+
+def test_nothing_to_prune_is_an_error_not_a_silent_no_op(example: Tensor, generator: torch.Generator) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    with pytest.raises(
+        NoGroupsError, match=r"Sequential has no channels that can be removed \(1: it is the network's output\)"
+    ):
+        find_groups(model, example, generator)
+
+
+def test_an_untraceable_network_is_an_error(example: Tensor, generator: torch.Generator) -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("needs two inputs")
+
+    with pytest.raises(
+        GraphError, match=r"the channels of Counting cannot be followed .*needs two inputs.*choose another"
+    ):
+        find_groups(Counting(), example, generator)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+def test_torchvision_networks_prune_all_their_streams(name: str, generator: torch.Generator) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.get_model(name, weights=None, num_classes=10)
+    groups = find_groups(model, torch.zeros(1, 3, 32, 32), generator)
+    assert [u.reason for u in groups.unprunable] == ["it is the network's output"]
+    assert len(groups.sets) == {"resnet18": 12, "mobilenet_v3_small": 27, "densenet121": 120}[name]
+    assert groups.total == {"resnet18": 2880, "mobilenet_v3_small": 4872, "densenet121": 10240}[name]

@@ -1,0 +1,179 @@
+"""The whole training loop on a tiny network: budget, exact zeros, and the equivalences that its shortcuts rest on."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atopipe.ato.groups import Groups
+from atopipe.ato.masking import group_norms, scale_groups
+from atopipe.ato.probe import find_groups
+from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
+from atopipe.ato.resources import Cost, flops
+from atopipe.ato.schedule import Phase
+from atopipe.ato.selection import BudgetError
+from atopipe.ato.shrink import prove_lossless, shrink
+from atopipe.ato.trainer import DivergedError, EpochRecord, Progress, Trained, Trainer, train
+
+RECIPE = Recipe(epochs=6, batch_size=16, align=2, controller=ControllerSettings(learning_rate=1e-2))
+
+
+@dataclass
+class Blobs:
+    """Images whose class is the place of a bright spot: learnt within seconds."""
+
+    count: int
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(self.count):
+            labels = torch.randint(5, (16,), generator=generator)
+            images = 0.3 * torch.randn(16, 3, 8, 8, generator=generator)
+            images[torch.arange(16), labels % 3, labels, labels] += 3.0
+            yield images.to(self.dtype), labels
+
+
+def run(model: nn.Module, recipe: Recipe = RECIPE, target: float = 0.4, seed: int = 0) -> tuple[Trained, Groups, Cost]:
+    example = torch.zeros(1, 3, 8, 8)
+    groups = find_groups(model, example, torch.Generator().manual_seed(seed))
+    cost = flops(model, groups, example)
+    generator = torch.Generator().manual_seed(seed)
+    arguments = {"train_batches": Blobs(12), "val_batches": Blobs(3), "recipe": recipe, "generator": generator}
+    return train(model, groups, cost, target, report=lambda _: None, **arguments), groups, cost  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        Recipe(epochs=6, batch_size=16, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=0.05)),
+        Recipe(epochs=6, align=2, phases=PhaseSettings(0.2, 0.3, 0.5), projection=ProjectionSettings(10.0, 1000.0)),
+        Recipe(epochs=6, align=2, projection=ProjectionSettings(10.0, 10.0, half_space=0.1)),
+        Recipe(
+            epochs=6, align=2, controller=ControllerSettings(statistics="running", every=3, anneal=0.0, margin=0.005)
+        ),
+    ],
+    ids=["default", "sgd", "authors", "half-space", "running"],
+)
+def test_a_run_meets_the_budget_with_exact_zeros(
+    network: nn.Module, recipe: Recipe, generator: torch.Generator
+) -> None:
+    trained, groups, cost = run(network, recipe)
+    assert 0.2 < float(cost.ratio(groups.widths(trained.mask))) <= 0.4
+    assert (group_norms(trained.model, groups)[trained.mask < 0.5] == 0).all()
+    assert (group_norms(trained.model, groups)[trained.mask > 0.5] > 0).all()
+    small, _ = shrink(trained.model, groups, trained.mask)
+    images, _ = next(iter(Blobs(1)))
+    assert prove_lossless(trained.model, groups, trained.mask, small, images, generator).max_rel_diff < 1e-12
+
+
+def test_it_learns(residual: nn.Module) -> None:
+    trained, _, _ = run(residual, dataclasses.replace(RECIPE, epochs=15))
+    assert trained.history[-1].val_accuracy > 0.9
+    assert trained.history[-1].loss < trained.history[0].loss
+
+
+def test_history_tells_the_phases_and_the_budget(residual: nn.Module) -> None:
+    trained, groups, cost = run(residual)
+    assert [record.epoch for record in trained.history] == [1, 2, 3, 4, 5, 6]
+    assert [record.phase for record in trained.history] == ["dense", "search", "search", "decay", "small", "small"]
+    assert trained.history[0].flops_kept == 1.0 or trained.history[0].phase == "dense"
+    assert trained.history[-1].flops_kept == float(cost.ratio(groups.widths(trained.mask)))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(residual: nn.Module) -> None:
+    runs = [run(copy.deepcopy(residual), seed=seed)[0] for seed in (0, 0, 1)]
+    states = [torch.cat([t.flatten().double() for t in r.model.state_dict().values()]) for r in runs]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+class KeepZeros(Trainer):
+    """A trainer that never cuts the network: it holds the masked groups at zero to the end instead."""
+
+    def _cut(self, mask: Tensor) -> None:
+        pass
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        result = super().step(images, labels)
+        if self.phase is Phase.SMALL and self.frozen_mask is not None:
+            scale_groups(self.model, self.groups, self.frozen_mask)
+        return result
+
+
+def test_cutting_the_network_during_training_changes_nothing(network: nn.Module, example: Tensor) -> None:
+    """Weights, moments and statistics carry over: in float64 both ways differ by rounding only."""
+    network = network.double()
+    groups = find_groups(network, example, torch.Generator().manual_seed(0))
+    cost, batches = flops(network.float(), groups, example), list(Blobs(40, torch.float64))
+    results = []
+    for kind in (Trainer, KeepZeros):
+        model = copy.deepcopy(network).double()
+        trainer = kind(model, groups, cost, 0.4, RECIPE, len(batches), torch.Generator().manual_seed(0))
+        losses = torch.stack([trainer.step(*batch)[0] for batch in batches])
+        results.append((losses, shrink(trainer.trained_model()[0], groups, trainer.trained_model()[1])[0].state_dict()))
+    (losses, state), (wanted_losses, wanted) = results
+    torch.testing.assert_close(losses, wanted_losses, rtol=1e-9, atol=1e-9)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-7, atol=1e-9)
+
+
+def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Module, example: Tensor) -> None:
+    groups = find_groups(residual, example, torch.Generator().manual_seed(0))
+    cost = flops(residual, groups, example)
+    trainer = Trainer(residual, groups, cost, 0.4, RECIPE, 40, torch.Generator().manual_seed(0))
+    before = copy.deepcopy(residual.state_dict())
+    logits = trainer.controller().detach()
+    trainer._controller_step(*next(iter(Blobs(1))))
+    after = residual.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if "num_batches" not in n)
+    assert not torch.equal(trainer.controller(), logits)
+    assert all(p.grad is None for p in residual.parameters())
+
+
+def test_the_search_reaches_the_budget_by_itself(residual: nn.Module, example: Tensor) -> None:
+    """The freeze must be no jump: what the controller would keep at the end is already near the target."""
+    trained, _, _ = run(residual, Recipe(epochs=20, align=2, controller=ControllerSettings(learning_rate=1e-2)))
+    last_search = [record for record in trained.history if record.phase == "search"][-2]
+    assert last_search.flops_kept == pytest.approx(0.4, abs=0.12)
+
+
+def test_an_impossible_budget_stops_before_the_first_step(residual: nn.Module) -> None:
+    before = copy.deepcopy(residual.state_dict())
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        run(residual, target=0.001)
+    assert all(torch.equal(before[name], tensor) for name, tensor in residual.state_dict().items())
+
+
+def test_a_diverging_run_stops_with_the_step_and_a_remedy(residual: nn.Module) -> None:
+    recipe = Recipe(epochs=6, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=1e30))
+    with pytest.raises(
+        DivergedError, match=r"the training loss is (nan|inf) after step \d+; lower weights.learning_rate"
+    ):
+        run(residual, recipe)
+
+
+def test_progress_is_reported_while_an_epoch_runs(residual: nn.Module, example: Tensor) -> None:
+    groups = find_groups(residual, example, torch.Generator().manual_seed(0))
+    heard: list[Progress | EpochRecord] = []
+    train(
+        residual,
+        groups,
+        flops(residual, groups, example),
+        0.5,
+        train_batches=Blobs(25),
+        val_batches=Blobs(1),
+        recipe=Recipe(epochs=2, align=2),
+        generator=torch.Generator().manual_seed(0),
+        report=heard.append,
+    )
+    assert [e.step for e in heard if isinstance(e, Progress)] == [10, 20, 30, 40, 50]
+    assert [e.epoch for e in heard if isinstance(e, EpochRecord)] == [1, 2]

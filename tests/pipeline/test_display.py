@@ -1,0 +1,110 @@
+"""What a person sees."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from atopipe.pipeline.display import LiveDisplay, PlainDisplay, QuietDisplay, epoch_line, open_display
+from atopipe.pipeline.summary import Summary, both_readings, duration, scaled, summarise
+
+METRICS = {
+    "flops.dense": 166e6,
+    "flops.shrunk": 49.8e6,
+    "params.dense": 23.5e6,
+    "params.shrunk": 7e6,
+    "size.dense_bytes": 94e6,
+    "size.shrunk_bytes": 28e6,
+    "accuracy.onnx": 0.975,
+    "latency.dense_p50_ms": 2.0,
+    "latency.shrunk_p50_ms": 0.9,
+    "latency.ratio": 0.45,
+    "latency.ratio_low": 0.44,
+    "latency.ratio_high": 0.46,
+}
+GATES = [{"name": "flops.ratio", "value": 0.3, "limit": "at most 0.3", "outcome": "pass", "reason": ""}]
+RECORD: Any = SimpleNamespace(
+    epoch=3, epochs=24, phase="search", loss=1.25, train_accuracy=0.5, val_accuracy=0.75, flops_kept=0.625, seconds=2.0
+)
+
+
+@pytest.fixture
+def summary() -> Summary:
+    return summarise("resnet50 on digits", METRICS, GATES, 0.3, "runs/x/model.onnx", 312.0)
+
+
+def test_the_table_compares_dense_with_shrunk(summary: Summary) -> None:
+    cells = [line.split("  ") for line in summary.as_text().splitlines()]
+    rows = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in cells}
+    assert rows["FLOPs per image"] == ["166 M", "49.8 M", "0.300"]
+    assert rows["latency (p50, 1 image)"] == ["2 ms", "0.9 ms", "0.450 [0.440, 0.460]"]
+    assert rows["accuracy (top-1)"] == ["0.9750"]
+    assert "FLOPs within target" in rows
+
+
+def test_every_form_says_both_readings_and_where_the_model_is(summary: Summary) -> None:
+    stream = io.StringIO()
+    LiveDisplay(stream).closing(summary)
+    for text in (summary.as_text(), summary.as_markdown(), stream.getvalue()):
+        assert "keep at most 30 %, prune 70 %" in text
+        assert "runs/x/model.onnx" in text
+        assert "49.8 M" in text
+        assert "pass" in text
+
+
+def test_what_was_not_measured_has_no_row() -> None:
+    bare = summarise("x", {"flops.dense": 2.0, "flops.shrunk": 1.0}, [], 0.5, "m", 1.0)
+    assert [row.name for row in bare.rows] == ["FLOPs per image"]
+
+
+def test_an_epoch_is_one_line() -> None:
+    words = "epoch   3/24  search  loss 1.2500  accuracy train 0.5000 val 0.7500  FLOPs kept 0.6250  2.0 s"
+    assert epoch_line(RECORD) == words
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_live_display_shows_the_state_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    stream = Terminal()
+    display = LiveDisplay(stream)
+    display.begin("train")
+    display.epoch(RECORD)
+    display.progress(SimpleNamespace(step=5, steps=10, epoch=4, epochs=24, phase="search", loss=1.5))  # type: ignore[arg-type]
+    display.stop()
+    assert "epoch 4/24  search  loss 1.500  val 0.750  FLOPs kept 0.625" in stream.getvalue()
+    assert " 50%" in stream.getvalue()
+
+
+def test_the_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert type(open_display(quiet=True, machine=False)) is QuietDisplay
+    plain = open_display(quiet=False, machine=True)
+    assert type(plain) is PlainDisplay
+    plain.say("to a person")
+    assert capsys.readouterr() == ("", "to a person\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("CI", "true")
+    assert type(open_display(quiet=False, machine=False)) is PlainDisplay
+    monkeypatch.delenv("CI")
+    assert type(open_display(quiet=False, machine=False)) is LiveDisplay
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (0.3, "0.3 of the dense FLOPs: keep at most 30 %, prune 70 %"),
+        (1, "1 of the dense FLOPs: keep at most 100 %, prune 0 %"),
+    ],
+)
+def test_a_target_is_read_both_ways(target: float, words: str) -> None:
+    assert both_readings(target) == words
+
+
+def test_numbers_and_times_are_short() -> None:
+    assert [scaled(value) for value in (12, 1234, 5.5e6, 4.1e9, 2e12)] == ["12", "1.23 k", "5.5 M", "4.1 G", "2 T"]
+    assert [duration(value) for value in (0.04, 59.2, 61, 3725)] == ["0.0 s", "59.2 s", "1 min 01 s", "1 h 02 min"]

@@ -1,0 +1,93 @@
+"""The measurement on real models; its statistics have their own tests."""
+
+import time
+
+import numpy as np
+import pytest
+
+from atopipe.validate.latency import (
+    DISCARDED,
+    MAX_RUNS,
+    MIN_BLOCKS,
+    Arm,
+    Comparison,
+    LatencyError,
+    NullTest,
+    Stopwatch,
+    compare_latency,
+    null_test,
+    runs_per_turn,
+)
+from atopipe.validate.session import Session, open_session
+from atopipe.validate.statistics import Interval
+
+
+def test_the_smaller_model_is_faster_within_the_time_that_was_given(models, images) -> None:
+    start = time.perf_counter()
+    result = compare_latency(models[32], models[8], images, budget_s=2.0)
+    assert 1.8 < time.perf_counter() - start < 10
+    assert 0 < result.kept <= 1
+    assert (result.threads, result.batch) == (1, 1)
+    if result.ratio is None and result.kept < 0.5:
+        pytest.skip(f"only {result.kept:.0%} of the runs kept their processor")
+    assert result.blocks >= MIN_BLOCKS
+    assert result.ratio.low <= result.ratio.estimate <= result.ratio.high < 0.8
+    assert result.dense.p50_ms > result.shrunk.p50_ms > 0
+    assert result.dense.p90_ms is None or result.dense.p90_ms >= result.dense.p50_ms
+
+
+def test_few_blocks_are_measured_even_without_time(models, images) -> None:
+    result = compare_latency(models[8], models[8], images, budget_s=1e-6, batch=4)
+    assert result.dense.runs + result.shrunk.runs == round(result.kept * MIN_BLOCKS * 4 * 2)
+    assert result.dense.p90_ms is None
+
+
+def test_a_model_is_as_fast_as_itself(models, images) -> None:
+    result = null_test(models[32], images, budget_s=1.5, tolerance=0.1)
+    assert result.passed or result.comparison.kept < 0.5
+
+
+@pytest.mark.parametrize(
+    ("ratio", "passed"),
+    [
+        (Interval(1.0, 0.99, 1.01), True),
+        (Interval(1.03, 1.019, 1.04), True),
+        (Interval(1.05, 1.03, 1.06), False),
+        (Interval(0.9, 0.8, 0.97), False),
+        (None, False),
+    ],
+)
+def test_the_null_test_asks_for_one(ratio: Interval | None, passed: bool) -> None:
+    arm = Arm(0, None, None)
+    assert NullTest(Comparison(arm, arm, ratio, 10, 1.0, 1, 1, 1.0), 0.02).passed is passed
+
+
+def test_the_stopwatch_goes_through_all_whole_batches_in_turn(models, images) -> None:
+    seen = []
+
+    class Recorder(Session):
+        def run(self, images: np.ndarray) -> np.ndarray:
+            seen.append(images.copy())
+            return super().run(images)
+
+    session = open_session(models[8])
+    recorder = Recorder(session.runtime, session.input_name, session.provider, session.threads, session.optimisation)
+    stopwatch = Stopwatch(images, batch=6, threads=1)
+    timed = [stopwatch.time(recorder) for _ in range(4)]
+    assert all(0 < cpu <= 1.05 * wall + 1e-3 for wall, cpu in timed)
+    for got, start in zip(seen, [0, 6, 12, 0], strict=True):
+        np.testing.assert_array_equal(got, images[start : start + 6])
+
+
+def test_a_slow_pair_gets_fewer_runs_per_turn() -> None:
+    assert runs_per_turn(run_s=1e-4, budget_s=10) == MAX_RUNS
+    assert runs_per_turn(run_s=10.0, budget_s=10) == 2
+    turn = runs_per_turn(run_s=0.08, budget_s=10)
+    assert 2 < turn < MAX_RUNS
+    assert 10 * 2 * (turn + DISCARDED) * 0.08 <= 10 < 10 * 2 * (turn + 1 + DISCARDED) * 0.08
+
+
+@pytest.mark.parametrize("batch", [0, 21])
+def test_a_batch_that_cannot_be_made_is_refused(batch: int, models, images) -> None:
+    with pytest.raises(LatencyError, match=rf"^a batch of {batch} cannot be made from 20 images: choose 1 to 20$"):
+        compare_latency(models[8], models[8], images, batch=batch)

@@ -1,0 +1,143 @@
+"""Sessions: exactly the provider that was asked for, or a sentence."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from atopipe.validate.session import (
+    CPU,
+    Optimisation,
+    ProviderError,
+    SessionError,
+    available_threads,
+    cpu_quota,
+    open_session,
+)
+
+LISTED = ", ".join(ort.get_available_providers())
+
+
+def test_a_session_runs_from_a_file_and_from_its_bytes(models, images) -> None:
+    from_file, from_bytes = open_session(models[8]), open_session(models[8].read_bytes())
+    assert from_file.provider == CPU
+    assert from_file.run(images).shape == (20, 4)
+    np.testing.assert_array_equal(from_file.run(images), from_bytes.run(images))
+
+
+def test_the_options_reach_onnx_runtime(models) -> None:
+    session = open_session(models[8], threads=2, optimisation=Optimisation.NONE)
+    options = session.runtime.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert session.metadata == {"labels": '["a", "b", "c", "d"]'}
+
+
+def test_an_unknown_provider_is_named_with_those_there_are(models) -> None:
+    message = (
+        "the provider 'NoneExecutionProvider' cannot run the model: this ONNX Runtime was built without it "
+        f"(listed here: {LISTED}); install its drivers and libraries, or use 'CPUExecutionProvider'"
+    )
+    with pytest.raises(ProviderError, match=f"^{re.escape(message)}$"):
+        open_session(models[8], provider="NoneExecutionProvider")
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in LISTED, reason="this ONNX Runtime knows no CUDA")
+def test_cuda_is_used_or_refused_but_never_replaced(models, capfd) -> None:
+    used, reason = "CUDAExecutionProvider", ""
+    try:
+        used = open_session(models[8], provider=used).runtime.get_providers()[0]
+    except ProviderError as error:
+        reason = str(error)
+    sentence = (
+        r"the provider 'CUDAExecutionProvider' cannot run the model: \S.* "
+        rf"\(listed here: {LISTED}\); install its drivers and libraries, or use 'CPUExecutionProvider'"
+    )
+    assert used == "CUDAExecutionProvider"
+    assert reason == "" or re.fullmatch(sentence, reason)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"", b"\x08\x08"], ids=["text", "empty", "no graph"])
+def test_a_file_that_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    message = rf"^'{re.escape(str(path))}' is no ONNX model that this ONNX Runtime can load: [^\n]+$"
+    with pytest.raises(SessionError, match=message):
+        open_session(path)
+
+
+def test_a_truncated_model_and_a_missing_one_are_refused(models, tmp_path: Path) -> None:
+    content = models[8].read_bytes()
+    with pytest.raises(SessionError, match=r"^the given model is no ONNX model that this ONNX Runtime can load: "):
+        open_session(content[: len(content) // 2])
+    missing = tmp_path / "none.onnx"
+    with pytest.raises(
+        SessionError, match=rf"^there is no ONNX model at '{re.escape(str(missing))}': export one first$"
+    ):
+        open_session(missing)
+
+
+def test_a_model_with_two_outputs_is_no_classifier() -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("images", "a", "b")]
+    nodes = [helper.make_node("Relu", ["images"], [name]) for name in ("a", "b")]
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    message = "the given model has 1 inputs and 2 outputs: an image classifier has one of each"
+    with pytest.raises(SessionError, match=f"^{re.escape(message)}$"):
+        open_session(model.SerializeToString())
+
+
+def test_images_that_do_not_fit_are_refused_in_one_sentence(models, images, capfd) -> None:
+    with pytest.raises(
+        SessionError, match=r"^the model cannot be run on float32 images of shape \[20, 3, 16, 9\]: [^\n]+$"
+    ):
+        open_session(models[8]).run(images[..., :9])
+    with pytest.raises(SessionError, match=r"^the model cannot be run on float64 images of shape \[20, 3, 16, 16\]: "):
+        open_session(models[8]).run(images.astype(np.float64))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_loading_and_running_says_nothing(models) -> None:
+    code = "from pathlib import Path; from atopipe.validate.session import open_session; open_session(Path({!r}))"
+    command = [sys.executable, "-c", code.format(str(models[8]))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, 1e9),
+        ({"cpu.max": "20000 100000\n"}, 1.0),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1e9),
+        ({}, 1e9),
+    ],
+    ids=["v2", "v2 unlimited", "v2 below one", "v1", "v1 unlimited", "no control group"],
+)
+def test_the_quota_of_the_control_group(files: dict[str, str], processors: float, tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert cpu_quota(tmp_path) == processors
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
+def test_threads_follow_the_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    assert 1 <= available_threads() <= len(before)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert available_threads() == 1
+    finally:
+        os.sched_setaffinity(0, before)

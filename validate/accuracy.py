@@ -1,0 +1,110 @@
+"""Top-1 and top-5 accuracy over a whole data set, and how two models' answers differ image by image."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+Images = NDArray[np.float32]
+Classes = NDArray[np.int64]
+
+
+class AccuracyError(Exception):
+    """The accuracy cannot be measured. One sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The answers of one model on one data set. `top5` is None where there are fewer than six classes."""
+
+    correct: int
+    count: int
+    top5: float | None
+    predictions: Classes  # [N], in the data's order
+
+    @property
+    def top1(self) -> float:
+        """Fraction of the images whose largest logit is the right one."""
+        return self.correct / self.count
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the exact binomial interval of the top-1 accuracy."""
+        return binomial_interval(self.correct, self.count, confidence)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How the answers change from one model to another: `gained` became right, `lost` became wrong."""
+
+    count: int
+    same: int
+    gained: int
+    lost: int
+
+    @property
+    def agreement(self) -> float:
+        """Fraction of the images on which both give the same answer, right or wrong."""
+        return self.same / self.count
+
+
+def measure_accuracy(
+    network: Callable[[Images], NDArray[np.float32]], batches: Iterable[tuple[Images, Classes]]
+) -> Accuracy:
+    """Run a network, such as `Session.run`, over all batches of (images [B, C, H, W], labels [B]).
+
+    Raises:
+        AccuracyError: there is no image, a logit is not finite, or a label is none of the network's classes.
+    """
+    predictions: list[Classes] = []
+    correct, among_five, classes = 0, 0, 0
+    for images, labels in batches:
+        logits = network(images)
+        _require_sound(logits, labels)
+        classes = logits.shape[1]
+        answers = logits.argmax(1).astype(np.int64)
+        predictions.append(answers)
+        correct += int(np.sum(answers == labels))
+        among_five += int(np.sum(_rank(logits, labels) < 5))
+    if not predictions:
+        raise AccuracyError("the data set has no images to measure the accuracy on")
+    answers = np.concatenate(predictions)
+    return Accuracy(correct, len(answers), among_five / len(answers) if classes > 5 else None, answers)
+
+
+def flips(before: Classes, after: Classes, labels: Classes) -> Flips:
+    """Compare two models' predictions [N] on the same images."""
+    was, is_now = before == labels, after == labels
+    return Flips(
+        count=len(labels),
+        same=int(np.sum(before == after)),
+        gained=int(np.sum(~was & is_now)),
+        lost=int(np.sum(was & ~is_now)),
+    )
+
+
+def binomial_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact two-sided interval of a proportion (Clopper and Pearson, Biometrika 26, 1934).
+
+    Its ends are quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k), for k successes in n trials.
+    """
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(successes, count - successes + 1, tail)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, count - successes, 1 - tail)) if successes < count else 1.0
+    return low, high
+
+
+def _rank(logits: NDArray[np.float32], labels: Classes) -> NDArray[np.int64]:
+    """Return how many classes have a larger logit than the right one, [B]."""
+    right = np.take_along_axis(logits, labels[:, None], axis=1)
+    return np.asarray((logits > right).sum(axis=1), dtype=np.int64)
+
+
+def _require_sound(logits: NDArray[np.float32], labels: Classes) -> None:
+    if not np.isfinite(logits).all():
+        raise AccuracyError("the model gives a logit that is not a finite number, so it has no accuracy")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+        raise AccuracyError(
+            f"the labels go from {labels.min()} to {labels.max()}, but the model has {logits.shape[1]} classes"
+        )

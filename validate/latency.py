@@ -1,0 +1,227 @@
+"""Latency of two ONNX models against each other, on a machine that others use too.
+
+One model timed after the other compares the minutes rather than the models. So the two are run in turns, in blocks
+A B B A (or B A A B, by lot), which cancels a drift of the machine; the first runs after each switch are thrown away,
+for they find the other model's data in the cache; and a run that lost its processor is dropped, which shows in its
+wall time exceeding its processor time. Each block gives one ratio of medians; the interval is a bootstrap over blocks.
+"""
+
+import contextlib
+import gc
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atopipe.validate.session import Session, open_session
+from atopipe.validate.statistics import Interval, block_ratios, bootstrap_median, percentile, undisturbed
+
+Images = NDArray[np.float32]
+
+DISCARDED = 2  # runs after each switch of the model
+MIN_BLOCKS = 5  # measured whatever the budget; fewer ratios have no interval worth the name
+GOAL_BLOCKS = 10  # runs per turn are chosen so that this many blocks fit the budget
+MAX_RUNS = 10  # counted runs per turn
+WARM_RUNS = 10  # runs per window of the warm-up
+WARM_CHANGE = 0.02  # two windows whose medians differ by less are taken as warm
+WARM_SECONDS = 0.5  # at least, within its share of the budget
+WARM_SHARE = 0.1  # of the budget, at most, for the warm-up of one model
+
+
+class LatencyError(Exception):
+    """The measurement cannot be made. One sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model's times in milliseconds, undisturbed runs only; None where the runs are too few to know."""
+
+    runs: int
+    p50_ms: float | None
+    p90_ms: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`ratio` is shrunk over dense with its 95 % interval, or None if too few blocks were left undisturbed."""
+
+    dense: Arm
+    shrunk: Arm
+    ratio: Interval | None
+    blocks: int  # that entered the ratio
+    kept: float  # fraction of the counted runs that were undisturbed
+    threads: int
+    batch: int
+    seconds: float  # that the whole measurement took
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Every counted run: times in seconds, its block and its model, each [N]."""
+
+    wall: NDArray[np.float64]
+    cpu: NDArray[np.float64]
+    block: NDArray[np.int64]
+    is_shrunk: NDArray[np.bool_]
+
+
+def compare_latency(
+    dense: Path,
+    shrunk: Path,
+    images: Images,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    budget_s: float = 10.0,
+    seed: int = 0,
+) -> Comparison:
+    """Time two ONNX models in turns on the CPU.
+
+    Args:
+        dense, shrunk: the two files; the ratio is the second's time over the first's.
+        images: real images [N, C, H, W], preprocessed, N >= batch; the runs go through them in turn.
+        threads: of each model. With more than one, a run's processor time is the sum over them, so that a loss of
+            the processor shows only when it is long.
+        batch: images per run.
+        budget_s: seconds to spend, in which `MIN_BLOCKS` blocks are measured even if they take longer.
+        seed: of the order of the turns and of the bootstrap.
+
+    Raises:
+        LatencyError: there are fewer images than one batch needs.
+        SessionError: a file is no model that runs on these images.
+    """
+    start = time.perf_counter()
+    if not 1 <= batch <= len(images):
+        raise LatencyError(f"a batch of {batch} cannot be made from {len(images)} images: choose 1 to {len(images)}")
+    generator = np.random.default_rng(seed)
+    stopwatch = Stopwatch(images, batch, threads)
+    sessions = (open_session(dense, threads=threads), open_session(shrunk, threads=threads))
+    with _no_garbage_collection():
+        run_s = sum(warm_up(stopwatch, session, WARM_SHARE * budget_s) for session in sessions)
+        turn = runs_per_turn(run_s, budget_s)
+        runs = _alternate(stopwatch, sessions, turn, start + budget_s, generator)
+    return _summary(runs, generator, threads=threads, batch=batch, seconds=time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class NullTest:
+    """A model measured against itself; where its ratio is not 1, the machine is unfit to compare models."""
+
+    comparison: Comparison
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the interval of the ratio contains a number within the tolerance of 1."""
+        ratio = self.comparison.ratio
+        return ratio is not None and ratio.low <= 1 + self.tolerance and ratio.high >= 1 - self.tolerance
+
+
+def null_test(
+    model: Path,
+    images: Images,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    budget_s: float = 5.0,
+    seed: int = 0,
+    tolerance: float = 0.02,
+) -> NullTest:
+    """Measure a model against itself by `compare_latency`, to find out whether this machine can compare at all."""
+    comparison = compare_latency(model, model, images, threads=threads, batch=batch, budget_s=budget_s, seed=seed)
+    return NullTest(comparison, tolerance)
+
+
+class Stopwatch:
+    """Times single runs, each on the next batch of the images."""
+
+    def __init__(self, images: Images, batch: int, threads: int) -> None:
+        starts = range(0, len(images) - batch + 1, batch)
+        self._batches = itertools.cycle([np.ascontiguousarray(images[start : start + batch]) for start in starts])
+        # With one thread, ONNX Runtime works in the calling thread, and no other thread's work is counted.
+        self._cpu_clock = time.thread_time if threads == 1 else time.process_time
+
+    def time(self, session: Session) -> tuple[float, float]:
+        """Return wall and processor time of one run, in seconds."""
+        images = next(self._batches)
+        wall, cpu = time.perf_counter(), self._cpu_clock()
+        session.run(images)
+        return time.perf_counter() - wall, self._cpu_clock() - cpu
+
+
+def warm_up(stopwatch: Stopwatch, session: Session, budget_s: float) -> float:
+    """Run until two windows have the same median, or the budget is spent; return the last median in seconds."""
+    start = time.perf_counter()
+    before = np.inf
+    while True:
+        median = float(np.median([stopwatch.time(session)[0] for _ in range(WARM_RUNS)]))
+        elapsed = time.perf_counter() - start
+        stable = abs(median - before) <= WARM_CHANGE * before
+        if elapsed >= budget_s or (stable and elapsed >= WARM_SECONDS):
+            return median
+        before = median
+
+
+def runs_per_turn(run_s: float, budget_s: float) -> int:
+    """Return the counted runs of one turn, such that `GOAL_BLOCKS` blocks of four turns fit the budget.
+
+    Args:
+        run_s: one run of the one model plus one of the other, in seconds; a block has two turns of each.
+        budget_s: seconds for all blocks.
+    """
+    affordable = budget_s / (GOAL_BLOCKS * 2 * run_s) - DISCARDED
+    return int(np.clip(affordable, 2, MAX_RUNS))
+
+
+def _alternate(
+    stopwatch: Stopwatch, sessions: tuple[Session, Session], turn: int, end: float, generator: np.random.Generator
+) -> Runs:
+    """Measure blocks of four turns until the clock shows `end`, and at least `MIN_BLOCKS` of them."""
+    rows: list[tuple[float, float, int, bool]] = []
+    for block in itertools.count():
+        if block >= MIN_BLOCKS and time.perf_counter() >= end:
+            break
+        first = int(generator.integers(2))
+        for arm in (first, 1 - first, 1 - first, first):
+            timed = [stopwatch.time(sessions[arm]) for _ in range(DISCARDED + turn)]
+            rows.extend((wall, cpu, block, arm == 1) for wall, cpu in timed[DISCARDED:])
+    wall, cpu, blocks, is_shrunk = zip(*rows, strict=True)
+    return Runs(np.array(wall), np.array(cpu), np.array(blocks, dtype=np.int64), np.array(is_shrunk, dtype=np.bool_))
+
+
+def _summary(runs: Runs, generator: np.random.Generator, *, threads: int, batch: int, seconds: float) -> Comparison:
+    keep = undisturbed(runs.wall, runs.cpu)
+    wall, is_shrunk = runs.wall[keep], runs.is_shrunk[keep]
+    ratios = block_ratios(wall, runs.block[keep], is_shrunk)
+    return Comparison(
+        dense=_arm(wall[~is_shrunk]),
+        shrunk=_arm(wall[is_shrunk]),
+        ratio=bootstrap_median(ratios, generator) if len(ratios) >= MIN_BLOCKS else None,
+        blocks=len(ratios),
+        kept=float(np.mean(keep)),
+        threads=threads,
+        batch=batch,
+        seconds=seconds,
+    )
+
+
+def _arm(seconds: NDArray[np.float64]) -> Arm:
+    milliseconds = 1e3 * seconds
+    return Arm(len(seconds), percentile(milliseconds, 0.5), percentile(milliseconds, 0.9))
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector from falling into a timed run."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
