@@ -96,9 +96,11 @@ def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
 
     def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            transposed = isinstance(module, _ConvTransposeNd)  # it applies its kernel at each position of its *input*
-            tensor, channels = (inputs[0], module.in_channels) if transposed else (output, axes.channels(module, "out"))
-            positions[name] = positions.get(name, 0.0) + tensor.numel() / channels / len(example)
+            if isinstance(module, _ConvTransposeNd):  # it applies its kernel at each position of its *input*
+                applied = inputs[0].numel() / module.in_channels
+            else:
+                applied = output.numel() / axes.channels(module, "out")
+            positions[name] = positions.get(name, 0.0) + applied / len(example)
 
         return hook
 

@@ -108,7 +108,7 @@ class Trainer:
         return self.schedule.phase(self.finished_steps)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on a batch; returns loss and number of correct predictions as tensors: nothing waits for the device."""
+        """One step on a batch; returns loss and number of correct predictions as tensors, without waiting for them."""
         phase = self.phase
         if phase in (Phase.DECAY, Phase.SMALL) and self.frozen_mask is None:
             self.frozen_mask = self.best_mask()
