@@ -6,7 +6,7 @@ widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,8 @@ def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
     return _assemble(model, groups, terms)
 
 
-def params(model: nn.Module, groups: Groups) -> Cost:
-    """Number of parameters."""
+def params(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+    """Number of parameters; the same whatever the `example` image."""
     terms: list[Term] = []
     for name, module in model.named_modules():
         for tensor, parameter in module.named_parameters(recurse=False):
@@ -82,6 +82,9 @@ def params(model: nn.Module, groups: Groups) -> Cost:
             left, right = [*counts, None, None][:2]
             terms.append((parameter.numel() / divisor, left, right))
     return _assemble(model, groups, terms)
+
+
+COSTS: Mapping[str, Callable[[nn.Module, Groups, Tensor], Cost]] = {"flops": flops, "params": params}
 
 
 def _extends(module: nn.Module, tensor: str, axis: Axis) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +16,10 @@ from atopipe.ato.groups import Groups
 from atopipe.ato.masking import group_norms, group_products, masked, scale_groups
 from atopipe.ato.optimizers import carry_over, make_optimizer, set_learning_rate
 from atopipe.ato.recipe import Recipe
-from atopipe.ato.resources import Cost, budget_penalty
+from atopipe.ato.resources import budget_penalty
+from atopipe.ato.saliency import norm_scales, standardised
 from atopipe.ato.schedule import Phase, Schedule, annealed_target, learning_rate_factor
-from atopipe.ato.selection import check_budget, select_mask
+from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, select_widths, step_sizes
 from atopipe.ato.shrink import expand
 from atopipe.ato.statistics import STATISTICS
 from atopipe.ato.structure import Structure, cut_model, cut_tensors, structure_of
@@ -81,16 +82,16 @@ class Trainer:
         self,
         model: nn.Module,
         groups: Groups,
-        cost: Cost,
-        target: float,
+        budgets: Sequence[Budget],
         recipe: Recipe,
         steps: int,
         generator: torch.Generator,
     ) -> None:
-        check_budget(groups, cost, target, recipe.align)
-        self.model, self.groups, self.target, self.recipe, self.generator = model, groups, target, recipe, generator
+        check_budgets(groups, budgets, recipe.align)
+        self.model, self.groups, self.recipe, self.generator = model, groups, recipe, generator
         self.device = next(model.parameters()).device
-        self.cost = cost.to(self.device)
+        self.budgets = budgets
+        self.width_steps = torch.tensor(step_sizes(groups.sizes, recipe.align), dtype=torch.float64, device=self.device)
         self.schedule = Schedule.of(recipe.phases, steps)
         self.optimizer = make_optimizer(model, recipe.weights)
         self.controller = Controller(groups.sizes, generator).to(self.device)
@@ -120,21 +121,33 @@ class Trainer:
             self._cut(self.frozen_mask)
         return loss, correct
 
-    def best_mask(self) -> Tensor:
-        """The deterministic mask [G] that the controller's keep-probabilities give within the budget."""
-        with torch.no_grad():
-            scores = self.controller()  # keep-probabilities rise with the logits, which do not saturate
-        return select_mask(scores, self.groups, self.cost.to(torch.device("cpu")), self.target, self.recipe.align)
+    def scores(self) -> Tensor:
+        """What the controller thinks of each group, [G]: logits, which rise with the keep-probabilities."""
+        logits: Tensor = self.controller()
+        strength = self.recipe.controller.prior
+        return logits + strength * standardised(norm_scales(self.model, self.groups), self.groups)
 
+    @torch.no_grad()
+    def best_mask(self) -> Tensor:
+        """The deterministic mask [G] within every budget: widths by the scores, channels by rank."""
+        scores = self.scores().cpu()
+        widths = select_widths(scores, self.groups, self.budgets, self.recipe.align)
+        return best_groups(self.ranking().cpu(), self.groups, widths)
+
+    @torch.no_grad()
+    def ranking(self) -> Tensor:
+        """Which groups of a set are kept first, [G]."""
+        return self.scores()
+
+    @torch.no_grad()
     def flops_kept(self) -> float:
-        """The cost of the mask, a fraction of dense: of what the controller would keep now, or of what is frozen."""
+        """The first cost at the mask that the controller would choose now, or that is frozen; a fraction of dense."""
         if self.phase is Phase.DENSE:
             return 1.0
         mask = self.frozen_mask
         if mask is None:
-            with torch.no_grad():
-                mask = (keep_probability(self.controller(), self.recipe.controller.offset) >= 0.5).float()
-        return float(self.cost.ratio(self.groups.widths(mask)))
+            mask = (keep_probability(self.scores(), self.recipe.controller.offset) >= 0.5).float()
+        return float(self.budgets[0].cost.ratio(self.groups.widths(mask.cpu())))
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -174,7 +187,7 @@ class Trainer:
             return self.frozen_mask < 0.5, settings.decay_lambda
         if self.phase is Phase.SEARCH and settings.search_lambda > 0:
             with torch.no_grad():
-                return keep_probability(self.controller(), self.recipe.controller.offset) < 0.5, settings.search_lambda
+                return keep_probability(self.scores(), self.recipe.controller.offset) < 0.5, settings.search_lambda
         return None, 0.0
 
     @torch.no_grad()
@@ -195,15 +208,17 @@ class Trainer:
         scale_groups(self.model, self.groups, torch.where(removed, factors, 1.0))
 
     def _controller_step(self, images: Tensor, labels: Tensor) -> None:
-        settings = self.recipe.controller
-        logits = self.controller()
+        settings, logits = self.recipe.controller, self.scores()
         relaxed = relaxed_mask(logits, gumbel_noise(logits, self.generator), settings.offset, settings.temperature)
         with STATISTICS[settings.statistics](self.model), masked(self.model, self.groups, relaxed):
             loss = cross_entropy(self.model(images), labels)
         sampled = relaxed_mask(logits, gumbel_noise(logits, self.generator), settings.offset, settings.temperature)
-        ratio = self.cost.ratio(self.groups.widths(straight_through(sampled)))
-        target = annealed_target(self.target, self.schedule.search_progress(self.finished_steps + 1), settings.anneal)
-        loss = loss + settings.budget_weight * budget_penalty(ratio, target, settings.margin).float()
+        widths = aligned(self.groups.widths(straight_through(sampled)), self.width_steps)
+        progress = self.schedule.search_progress(self.finished_steps + 1)
+        for budget in self.budgets:
+            target = annealed_target(budget.target, progress, settings.anneal)
+            penalty = budget_penalty(budget.cost.to(self.device).ratio(widths), target, settings.margin)
+            loss = loss + settings.budget_weight * penalty.float()
         parameters = list(self.controller.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
@@ -224,8 +239,7 @@ class Trainer:
 def train(
     model: nn.Module,
     groups: Groups,
-    cost: Cost,
-    target: float,
+    budgets: Sequence[Budget],
     *,
     train_batches: Batches,
     val_batches: Batches,
@@ -238,7 +252,7 @@ def train(
     Raises BudgetError before the first step when the target cannot be reached, DivergedError when the loss is no
     longer finite.
     """
-    trainer = Trainer(model, groups, cost, target, recipe, recipe.epochs * len(train_batches), generator)
+    trainer = Trainer(model, groups, budgets, recipe, recipe.epochs * len(train_batches), generator)
     history = []
     for epoch in range(1, recipe.epochs + 1):
         record = _train_epoch(trainer, epoch, train_batches, val_batches, report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.summary import both_readings
+from atopipe.pipeline.summary import COST_NAMES, both_readings
 
 if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 NAME = "train"
 INPUTS: tuple[str, ...] = ()
-SETTINGS = ("model", "data", "target_flops", "recipe", "seed", "device")
+SETTINGS = ("model", "data", "target_flops", "target_params", "recipe", "seed", "device")
 LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy")
 
 
 def run(context: Context) -> dict[str, float]:
     from atopipe.ato.probe import find_groups
-    from atopipe.ato.resources import flops
-    from atopipe.ato.selection import check_budget
+    from atopipe.ato.resources import COSTS
+    from atopipe.ato.selection import Budget, check_budgets
     from atopipe.ato.trainer import train
 
     config, workspace = context.config, context.workspace
@@ -32,16 +32,18 @@ def run(context: Context) -> dict[str, float]:
     workspace.check_model()
     model = workspace.new_model()
     groups = find_groups(model, workspace.example, workspace.generator())
-    cost = flops(model, groups, workspace.example)
-    check_budget(groups, cost, config.target_flops, recipe.align)
-    context.display.say(f"target  {both_readings(config.target_flops)}")
+    budgets = [
+        Budget(COST_NAMES[cost], COSTS[cost](model, groups, workspace.example), target)
+        for cost, target in config.targets.items()
+    ]
+    check_budgets(groups, budgets, recipe.align)
+    context.display.say(f"target  {both_readings(config.targets)}")
 
     device, data, order = workspace.device, workspace.data, workspace.generator(1)
     trained = train(
         model.to(device),
         groups,
-        cost,
-        config.target_flops,
+        budgets,
         train_batches=data.train.batches(recipe.batch_size, device=device, generator=order),
         val_batches=data.val.batches(recipe.batch_size, device=device),
         recipe=recipe,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "validate"
 INPUTS = ("train", "shrink", "export")
-SETTINGS = ("model", "data", "target_flops", "seed", "validation")
+SETTINGS = ("model", "data", "target_flops", "target_params", "seed", "validation")
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 BATCH_SIZE = 64
 PARITY_IMAGES = 32
@@ -89,7 +89,10 @@ def _gates(context: Context, parity: "Parity", onnx: "Accuracy", shrunk: "Accura
     return [
         Gate("lossless.max_rel_diff", counted.get("lossless.max_rel_diff"), LOSSLESS_LIMIT),
         Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
-        Gate("flops.ratio", counted.get("flops.ratio"), context.config.target_flops),
+        *(
+            Gate(f"{cost}.ratio", counted.get(f"{cost}.ratio"), target)
+            for cost, target in context.config.targets.items()
+        ),
         Gate("accuracy.onnx_images_off", abs(onnx.correct - shrunk.correct), ONE_IMAGE),
     ]
 

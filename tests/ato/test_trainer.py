@@ -15,7 +15,7 @@ from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.resources import Cost, flops
 from atopipe.ato.schedule import Phase
-from atopipe.ato.selection import BudgetError
+from atopipe.ato.selection import Budget, BudgetError
 from atopipe.ato.shrink import prove_lossless, shrink
 from atopipe.ato.trainer import DivergedError, EpochRecord, Progress, Trained, Trainer, train
 
@@ -47,7 +47,7 @@ def run(model: nn.Module, recipe: Recipe = RECIPE, target: float = 0.4, seed: in
     cost = flops(model, groups, example)
     generator = torch.Generator().manual_seed(seed)
     arguments = {"train_batches": Blobs(12), "val_batches": Blobs(3), "recipe": recipe, "generator": generator}
-    return train(model, groups, cost, target, report=lambda _: None, **arguments), groups, cost  # type: ignore[arg-type]
+    return train(model, groups, [Budget("FLOPs", cost, target)], report=lambda _: None, **arguments), groups, cost  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def test_cutting_the_network_during_training_changes_nothing(network: nn.Module,
     results = []
     for kind in (Trainer, KeepZeros):
         model = copy.deepcopy(network).double()
-        trainer = kind(model, groups, cost, 0.4, RECIPE, len(batches), torch.Generator().manual_seed(0))
+        trainer = kind(
+            model, groups, [Budget("FLOPs", cost, 0.4)], RECIPE, len(batches), torch.Generator().manual_seed(0)
+        )
         losses = torch.stack([trainer.step(*batch)[0] for batch in batches])
         results.append((losses, shrink(trainer.trained_model()[0], groups, trainer.trained_model()[1])[0].state_dict()))
     (losses, state), (wanted_losses, wanted) = results
@@ -129,7 +131,7 @@ def test_cutting_the_network_during_training_changes_nothing(network: nn.Module,
 def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Module, example: Tensor) -> None:
     groups = find_groups(residual, example, torch.Generator().manual_seed(0))
     cost = flops(residual, groups, example)
-    trainer = Trainer(residual, groups, cost, 0.4, RECIPE, 40, torch.Generator().manual_seed(0))
+    trainer = Trainer(residual, groups, [Budget("FLOPs", cost, 0.4)], RECIPE, 40, torch.Generator().manual_seed(0))
     before = copy.deepcopy(residual.state_dict())
     logits = trainer.controller().detach()
     trainer._controller_step(*next(iter(Blobs(1))))
@@ -167,8 +169,7 @@ def test_progress_is_reported_while_an_epoch_runs(residual: nn.Module, example: 
     train(
         residual,
         groups,
-        flops(residual, groups, example),
-        0.5,
+        [Budget("FLOPs", flops(residual, groups, example), 0.5)],
         train_batches=Blobs(25),
         val_batches=Blobs(1),
         recipe=Recipe(epochs=2, align=2),
