@@ -98,12 +98,14 @@ class ProjectionSettings:
 class Recipe:
     """A whole training run.
 
-    `align`: widths are multiples of it where the layer is wide enough; "auto" takes 4, 8 or 16 by width.
+    `align`: widths are multiples of so many channels where that divides them; "auto" takes 4, 8 or 16 by width.
+    `live_shrink`: cut the network as soon as its masked groups are zero, and train the rest of the run without them.
     """
 
     epochs: int = 24
     batch_size: int = 64
     align: Align = "auto"
+    live_shrink: bool = True
     weights: WeightSettings = field(default_factory=WeightSettings)
     phases: PhaseSettings = field(default_factory=PhaseSettings)
     controller: ControllerSettings = field(default_factory=ControllerSettings)

@@ -7,7 +7,8 @@ widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from atopipe.ato import axes
 from atopipe.ato.axes import Axis
 from atopipe.ato.groups import Groups
 
+SMALLEST_RATIO = 1e-6
 AXES: tuple[Axis, ...] = ("out", "in")
 Count = tuple[str, Axis]  # the channels of a layer along an axis
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
@@ -43,7 +45,7 @@ class Cost:
         kept = self.base + self.share @ widths.to(self.base)
         return (self.coefficient * kept[self.left] * kept[self.right]).sum()
 
-    @property
+    @cached_property
     def dense(self) -> float:
         """The cost of the whole network."""
         return float(self(self.sizes))
@@ -54,7 +56,7 @@ class Cost:
 
     def to(self, device: torch.device) -> "Cost":
         """The same cost on another device."""
-        return Cost(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return Cost(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
@@ -137,8 +139,8 @@ def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
 def budget_penalty(ratio: Tensor, target: float, margin: float) -> Tensor:
     """The penalty R of ATO (section 3.3 and its released code): a log distance to the budget, flat within `margin`.
 
-    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar.
+    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar, finite.
     """
-    if float(ratio.detach()) > target:
-        return torch.log(ratio.clamp(min=target + margin) / target)
-    return torch.log(target / ratio.clamp(max=target - margin))
+    above = torch.log(ratio.clamp(min=target + margin) / target)
+    below = torch.log(target / ratio.clamp(min=SMALLEST_RATIO, max=max(target - margin, SMALLEST_RATIO)))
+    return torch.where(ratio > target, above, below)

@@ -1,5 +1,6 @@
 """From scores of groups to the mask that is frozen: deterministic, aligned, and within every budget."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,26 +31,30 @@ class Budget:
         return float(self.cost(widths)) <= self.target * self.cost.dense
 
 
-def step_sizes(sizes: Sequence[int], align: Align) -> list[int]:
-    """The width step of each set: `align`, halved until the set has at least two steps and whole ones only.
+def step_sizes(groups: Groups, align: Align) -> list[int]:
+    """The width step of each set in groups: as many as make `align` channels, or what comes nearest below.
 
-    "auto" takes the widest of 16, 8 and 4 channels that still leaves a set eight steps: vector units work on 4 to 16
-    channels at once, so that widths between two steps cost what the next step costs.
+    It is halved until it divides the set into at least two steps. "auto" takes the widest of 16, 8 and 4 channels that
+    still leaves a set eight steps: vector units work on 4 to 16 channels at once, so that widths between two steps cost
+    what the next step costs.
     """
-    return [_step(size, _auto(size) if align == "auto" else align) for size in sizes]
+    return [width_step(s.size, s.channels_per_group, align) for s in groups.sets]
 
 
-def _auto(size: int) -> int:
-    step = COARSEST_AUTO
-    while step > FINEST_AUTO and step * AUTO_STEPS > size:
+def width_step(size: int, channels_per_group: int, align: Align) -> int:
+    """The step, in groups, of a set of `size` groups that are `channels_per_group` channels each."""
+    wanted = _auto(size * channels_per_group) if align == "auto" else align
+    step = wanted // math.gcd(wanted, channels_per_group)
+    while step > 1 and (size % step or size < 2 * step):
         step //= 2
     return step
 
 
-def _step(size: int, align: int) -> int:
-    while align > 1 and (size % align or size < 2 * align):
-        align //= 2
-    return max(align, 1)
+def _auto(channels: int) -> int:
+    step = COARSEST_AUTO
+    while step > FINEST_AUTO and step * AUTO_STEPS > channels:
+        step //= 2
+    return step
 
 
 def aligned(widths: Tensor, steps: Tensor) -> Tensor:
@@ -60,23 +65,19 @@ def aligned(widths: Tensor, steps: Tensor) -> Tensor:
 
 def reachable_minimum(groups: Groups, cost: Cost, align: Align) -> float:
     """The smallest possible cost as a fraction of the dense one: every set at one width step."""
-    return float(cost.ratio(torch.tensor(step_sizes(groups.sizes, align), dtype=torch.float64)))
+    return float(cost.ratio(torch.tensor(step_sizes(groups, align), dtype=torch.float64)))
 
 
 def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> None:
     """Raises BudgetError, naming the reachable minimum, for a target (fraction of the dense cost) below it."""
+    narrowest = torch.tensor(step_sizes(groups, align), dtype=torch.float64)
     for budget in budgets:
-        minimum = reachable_minimum(groups, budget.cost, align)
-        if budget.target < minimum:
+        if not budget.holds(narrowest):
+            minimum = float(budget.cost.ratio(narrowest))
             raise BudgetError(
-                f"target {budget.target:g} cannot be reached: with widths in steps of {_described(groups, align)} channels "
-                f"the network keeps at least {minimum:.3f} of its {budget.name}; raise the target or lower align"
+                f"target {budget.target:g} cannot be reached: with every width at its smallest step (align {align}) "
+                f"the network keeps {minimum:.3f} of its {budget.name}; raise the target or lower align"
             )
-
-
-def _described(groups: Groups, align: Align) -> str:
-    steps = sorted(set(step_sizes(groups.sizes, align)))
-    return f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
 
 
 def select_widths(scores: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> Tensor:
@@ -84,11 +85,11 @@ def select_widths(scores: Tensor, groups: Groups, budgets: Sequence[Budget], ali
 
     Widths move in steps of `step_sizes`, and no set falls below one step. With a set's scores sorted, a step's worth
     is the mean score of its groups; steps are bought best first, skipping what no longer fits, until nothing fits: so
-    the tightest budget is left unused by less than the cheapest step. Ties are broken by position. Raises BudgetError when
-    even one step per set is too much.
+    the tightest budget is left unused by less than the cheapest step. Ties are broken by position. Raises BudgetError
+    when even one step per set is too much.
     """
     check_budgets(groups, budgets, align)
-    steps = step_sizes(groups.sizes, align)
+    steps = step_sizes(groups, align)
     widths = torch.tensor(steps, dtype=torch.float64)
     for index in _steps_by_worth(groups.split(scores.detach().cpu().double()), steps):
         wider = widths.clone()

@@ -1,6 +1,7 @@
 """Train the weights and the controller together, and remove the masked groups on the way (ATO, algorithm 1)."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,8 +92,9 @@ class Trainer:
         self.model, self.groups, self.recipe, self.generator = model, groups, recipe, generator
         self.device = next(model.parameters()).device
         self.budgets = budgets
-        self.width_steps = torch.tensor(step_sizes(groups.sizes, recipe.align), dtype=torch.float64, device=self.device)
+        self.width_steps = torch.tensor(step_sizes(groups, recipe.align), dtype=torch.float64, device=self.device)
         self.schedule = Schedule.of(recipe.phases, steps)
+        self.controller_steps = self.schedule.controller_steps(recipe.controller.every)
         self.optimizer = make_optimizer(model, recipe.weights)
         self.controller = Controller(groups.sizes, generator).to(self.device)
         settings = recipe.controller
@@ -110,16 +112,19 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; returns loss and number of correct predictions as tensors, without waiting for them."""
-        phase = self.phase
-        if phase in (Phase.DECAY, Phase.SMALL) and self.frozen_mask is None:
-            self.frozen_mask = self.best_mask()
-        loss, correct = self._weight_step(images, labels)
-        if phase is Phase.SEARCH and self.finished_steps % self.recipe.controller.every == 0:
+        result = self._weight_step(images, labels)
+        if self.finished_steps in self.controller_steps:
             self._controller_step(images, labels)
+        self._advance()
+        return result
+
+    def _advance(self) -> None:
+        """Count the step; freeze the mask where the search ends, cut the network where its masked groups are zero."""
         self.finished_steps += 1
-        if self.full is None and self.phase is Phase.SMALL and self.frozen_mask is not None:
-            self._cut(self.frozen_mask)
-        return loss, correct
+        if self.finished_steps == self.schedule.search_end:
+            self.frozen_mask = self.best_mask()
+        if self.finished_steps == self.schedule.decay_end and self.recipe.live_shrink:
+            self._cut()
 
     def scores(self) -> Tensor:
         """What the controller thinks of each group, [G]: logits, which rise with the keep-probabilities."""
@@ -131,6 +136,8 @@ class Trainer:
     def best_mask(self) -> Tensor:
         """The deterministic mask [G] within every budget: widths by the scores, channels by rank."""
         scores = self.scores().cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
         widths = select_widths(scores, self.groups, self.budgets, self.recipe.align)
         return best_groups(self.ranking().cpu(), self.groups, widths)
 
@@ -156,13 +163,18 @@ class Trainer:
 
     def trained_model(self) -> tuple[nn.Module, Tensor]:
         """The network at full width, masked groups exactly zero, and its mask; after the decay phase only."""
-        if self.frozen_mask is None or self.phase is not Phase.SMALL:
+        if self.finished_steps < self.schedule.decay_end:
             raise RuntimeError("the masked groups are not zero before the decay phase has ended")
         if self.full is None:
-            return self.model, self.frozen_mask
+            return self.model, self._mask()
         model, structure = self.full
         model.load_state_dict(expand(self.model, model, structure))
-        return model, self.frozen_mask
+        return model, self._mask()
+
+    def _mask(self) -> Tensor:
+        if self.frozen_mask is None:
+            raise RuntimeError("there is no mask before the search has ended")
+        return self.frozen_mask
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.model.train()
@@ -180,25 +192,26 @@ class Trainer:
             self._project(removed, step_lambda * rate, before)
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
+    @torch.no_grad()
     def _projected(self) -> tuple[Tensor | None, float]:
         """Which groups the projection moves in this step (bool [G], or none), and its lambda."""
         settings = self.recipe.projection
-        if self.phase is Phase.DECAY and self.frozen_mask is not None:
+        if self.frozen_mask is not None and self.full is None:
             return self.frozen_mask < 0.5, settings.decay_lambda
         if self.phase is Phase.SEARCH and settings.search_lambda > 0:
-            with torch.no_grad():
-                return keep_probability(self.scores(), self.recipe.controller.offset) < 0.5, settings.search_lambda
+            return keep_probability(self.scores(), self.recipe.controller.offset) < 0.5, settings.search_lambda
         return None, 0.0
 
     @torch.no_grad()
     def _project(self, removed: Tensor, step: float, before: nn.Module | None) -> None:
+        counts = [int(count) for count in self.groups.widths(removed.cpu().double())]
         norms = group_norms(self.model, self.groups)
         removed = removed.to(norms.device)
-        counts = [int(part.sum()) for part in self.groups.split(removed)]
         shares = torch.tensor(projection.set_shares(counts)).repeat_interleave(torch.tensor(self.groups.sizes))
         steps = step * shares.to(norms)
-        if self.phase is Phase.DECAY:
-            steps = steps.maximum(projection.decay_step(norms, self.schedule.decay_end - self.finished_steps))
+        if self.frozen_mask is not None:
+            left = max(self.schedule.decay_end - self.finished_steps, 1)  # once zero, held at zero
+            steps = steps.maximum(projection.decay_step(norms, left))
         factors = projection.proximal_factor(norms, steps)
         if before is not None and self.recipe.projection.half_space is not None:
             inner = group_products(self.model, before, self.groups) * factors
@@ -224,8 +237,9 @@ class Trainer:
             parameter.grad = gradient
         self.controller_optimizer.step()
 
-    def _cut(self, mask: Tensor) -> None:
+    def _cut(self) -> None:
         """Go on with the small network: zero groups can never matter again, so keeping them would only cost time."""
+        mask = self._mask()
         structure = structure_of(self.model, self.groups, mask)
         cuts = cut_tensors(self.model, structure)
         before = dict(self.model.named_parameters())
@@ -247,10 +261,10 @@ def train(
     generator: torch.Generator,
     report: Callable[[Progress | EpochRecord], None],
 ) -> Trained:
-    """Train `model` (in place) and prune it to `target` times its dense cost; every epoch is reported.
+    """Train `model` and prune it until every budget holds; every epoch is reported.
 
-    Raises BudgetError before the first step when the target cannot be reached, DivergedError when the loss is no
-    longer finite.
+    `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
+    DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator.
     """
     trainer = Trainer(model, groups, budgets, recipe, recipe.epochs * len(train_batches), generator)
     history = []
@@ -295,7 +309,7 @@ def _train_epoch(
 
 
 def _finite(loss: float, step: int) -> float:
-    if loss - loss != 0:
+    if not math.isfinite(loss):
         raise DivergedError(f"the training loss is {loss} after step {step}; lower weights.learning_rate")
     return loss
 

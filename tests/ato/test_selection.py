@@ -17,6 +17,7 @@ from atopipe.ato.selection import (
     reachable_minimum,
     select_widths,
     step_sizes,
+    width_step,
 )
 
 
@@ -43,7 +44,7 @@ def test_a_budget_is_met_and_used(
     budget = Budget(cost, budgets[cost].cost, target)
     widths = select_widths(torch.randn(groups.total, generator=generator), groups, [budget], align)
     assert target - 0.005 <= ratio(budget, widths) <= target
-    steps = step_sizes(groups.sizes, align)
+    steps = step_sizes(groups, align)
     assert all(int(width) % step == 0 and width >= step for width, step in zip(widths, steps, strict=True))
 
 
@@ -88,8 +89,14 @@ def test_equal_scores_give_one_and_the_same_choice(resnet: tuple[Groups, dict[st
 
 
 def test_narrow_sets_take_smaller_steps() -> None:
-    assert step_sizes([64, 16, 8, 12, 6, 3, 1], align=8) == [8, 8, 4, 4, 2, 1, 1]
-    assert step_sizes([2048, 128, 64, 32, 16, 8, 24, 3], align="auto") == [16, 16, 8, 4, 4, 4, 4, 1]
+    assert [width_step(size, 1, 8) for size in (64, 16, 8, 12, 6, 3, 1)] == [8, 8, 4, 4, 2, 1, 1]
+    assert [width_step(size, 1, "auto") for size in (2048, 128, 64, 32, 16, 8, 24, 3)] == [16, 16, 8, 4, 4, 4, 4, 1]
+
+
+def test_a_step_counts_channels_not_groups() -> None:
+    assert width_step(size=8, channels_per_group=32, align=8) == 1
+    assert width_step(size=64, channels_per_group=4, align=8) == 2
+    assert width_step(size=64, channels_per_group=3, align=8) == 8
 
 
 def test_aligned_widths_move_up_and_their_gradient_passes() -> None:
@@ -111,6 +118,6 @@ def test_an_unreachable_target_names_the_minimum(
     with pytest.raises(BudgetError) as caught:
         select_widths(torch.zeros(groups.total), groups, [Budget("FLOPs", cost, 0.01)], 4)
     assert str(caught.value) == (
-        "target 0.01 cannot be reached: with widths in steps of 4 channels the network keeps at "
-        f"least {minimum:.3f} of its FLOPs; raise the target or lower align"
+        "target 0.01 cannot be reached: with every width at its smallest step (align 4) "
+        f"the network keeps {minimum:.3f} of its FLOPs; raise the target or lower align"
     )
