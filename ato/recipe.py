@@ -62,7 +62,6 @@ class ControllerSettings:
     budget_weight: float = 8.0
     margin: float = 0.0
     anneal: float = 0.8
-    prior: float = 0.0
     statistics: Literal["batch", "running"] = "batch"
 
     def __post_init__(self) -> None:

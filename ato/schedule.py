@@ -57,7 +57,7 @@ class Schedule:
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the fraction `warmup` of the run, then a cosine that ends at zero just after the last step."""
+    """Linear warm-up over the fraction `warmup` of the run, then a cosine that ends at zero after the last step."""
     rise = warmup * total
     if step < rise:
         return (step + 1) / (math.floor(rise) + 1)

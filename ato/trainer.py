@@ -18,7 +18,6 @@ from atopipe.ato.masking import group_norms, group_products, masked, scale_group
 from atopipe.ato.optimizers import carry_over, make_optimizer, set_learning_rate
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.resources import budget_penalty
-from atopipe.ato.saliency import norm_scales, standardised
 from atopipe.ato.schedule import Phase, Schedule, annealed_target, learning_rate_factor
 from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, select_widths, step_sizes
 from atopipe.ato.shrink import expand
@@ -129,22 +128,16 @@ class Trainer:
     def scores(self) -> Tensor:
         """What the controller thinks of each group, [G]: logits, which rise with the keep-probabilities."""
         logits: Tensor = self.controller()
-        strength = self.recipe.controller.prior
-        return logits + strength * standardised(norm_scales(self.model, self.groups), self.groups)
+        return logits
 
     @torch.no_grad()
     def best_mask(self) -> Tensor:
-        """The deterministic mask [G] within every budget: widths by the scores, channels by rank."""
+        """The deterministic mask [G] that the scores are worth within every budget."""
         scores = self.scores().cpu()
         if not bool(torch.isfinite(scores).all()):
             raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
         widths = select_widths(scores, self.groups, self.budgets, self.recipe.align)
-        return best_groups(self.ranking().cpu(), self.groups, widths)
-
-    @torch.no_grad()
-    def ranking(self) -> Tensor:
-        """Which groups of a set are kept first, [G]."""
-        return self.scores()
+        return best_groups(scores, self.groups, widths)
 
     @torch.no_grad()
     def flops_kept(self) -> float:
