@@ -101,8 +101,10 @@ def test_the_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch, capsys:
         ({"flops": 1.0}, "1 of the dense FLOPs: keep at most 100 %, prune 0 %"),
         (
             {"flops": 0.5, "params": 0.2},
-            "0.5 of the dense FLOPs: keep at most 50 %, prune 50 %; 0.2 of the dense parameters: keep at most 20 %, "
-            + "prune 80 %",
+            (
+                "0.5 of the dense FLOPs: keep at most 50 %, prune 50 %; "
+                "0.2 of the dense parameters: keep at most 20 %, prune 80 %"
+            ),
         ),
     ],
 )
