@@ -19,6 +19,7 @@ NAME = "train"
 INPUTS: tuple[str, ...] = ()
 SETTINGS = ("model", "data", "target_flops", "target_params", "recipe", "seed", "device")
 LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy")
+NAMED = 2  # unprunable widths that are named before training; `atopipe inspect` names all
 
 
 def run(context: Context) -> dict[str, float]:
@@ -37,6 +38,7 @@ def run(context: Context) -> dict[str, float]:
         for cost, target in config.targets.items()
     ]
     check_budgets(groups, budgets, recipe.align)
+    context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets)}")
 
     device, data, order = workspace.device, workspace.data, workspace.generator(1)
@@ -60,6 +62,15 @@ def _save(context: Context, groups: "Groups", trained: "Trained") -> None:
     save_tensors(context.folder / "weights.safetensors", trained.model.state_dict())
     save_tensors(context.folder / "masks.safetensors", masks)
     write_json(context.folder / "history.json", [asdict(record) for record in trained.history])
+
+
+def _described(groups: "Groups") -> str:
+    """How much can be pruned, and what stays whole with its reason, so that nothing is skipped in silence."""
+    named = [f"'{u.name}' ({u.reason})" for u in groups.unprunable[:NAMED]]
+    more = len(groups.unprunable) - len(named)
+    whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
+    widths = f"{groups.total:,} groups of channels in {len(groups.sets)} widths can be pruned"
+    return f"{widths}; whole stays {whole}" if whole else widths
 
 
 def _show(context: Context, happened: "Progress | EpochRecord") -> None:
