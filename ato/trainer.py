@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from atopipe.ato import projection
-from atopipe.ato.controller import Controller, gumbel_noise, keep_probability, relaxed_mask, straight_through
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import group_norms, group_products, masked, scale_groups
+from atopipe.ato.masking import group_norms, group_products, scale_groups
 from atopipe.ato.optimizers import carry_over, make_optimizer, set_learning_rate
 from atopipe.ato.recipe import Recipe
-from atopipe.ato.resources import budget_penalty
-from atopipe.ato.schedule import Phase, Schedule, annealed_target, learning_rate_factor
-from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, select_widths, step_sizes
+from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
+from atopipe.ato.search import DivergedError, Search
+from atopipe.ato.selection import Budget
 from atopipe.ato.shrink import expand
-from atopipe.ato.statistics import STATISTICS
 from atopipe.ato.structure import Structure, cut_model, cut_tensors, structure_of
 
 REPORT_EVERY = 10
@@ -33,10 +31,6 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-class DivergedError(Exception):
-    """The training loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +81,12 @@ class Trainer:
         steps: int,
         generator: torch.Generator,
     ) -> None:
-        check_budgets(groups, budgets, recipe.align)
-        self.model, self.groups, self.recipe, self.generator = model, groups, recipe, generator
-        self.device = next(model.parameters()).device
-        self.budgets = budgets
-        self.width_steps = torch.tensor(step_sizes(groups, recipe.align), dtype=torch.float64, device=self.device)
+        self.model, self.groups, self.recipe = model, groups, recipe
         self.schedule = Schedule.of(recipe.phases, steps)
         self.controller_steps = self.schedule.controller_steps(recipe.controller.every)
+        device = next(model.parameters()).device
+        self.search = Search(groups, budgets, recipe.controller, recipe.align, device, generator)
         self.optimizer = make_optimizer(model, recipe.weights)
-        self.controller = Controller(groups.sizes, generator).to(self.device)
-        settings = recipe.controller
-        self.controller_optimizer = torch.optim.AdamW(
-            self.controller.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
         self.finished_steps = 0
         self.frozen_mask: Tensor | None = None
         self.full: tuple[nn.Module, Structure] | None = None  # the network before it was cut, and the cut
@@ -113,7 +100,7 @@ class Trainer:
         """One step on a batch; returns loss and number of correct predictions as tensors, without waiting for them."""
         result = self._weight_step(images, labels)
         if self.finished_steps in self.controller_steps:
-            self._controller_step(images, labels)
+            self.search.step(self.model, images, labels, self.schedule.search_progress(self.finished_steps + 1))
         self._advance()
         return result
 
@@ -121,33 +108,16 @@ class Trainer:
         """Count the step; freeze the mask where the search ends, cut the network where its masked groups are zero."""
         self.finished_steps += 1
         if self.finished_steps == self.schedule.search_end:
-            self.frozen_mask = self.best_mask()
+            self.frozen_mask = self.search.best_mask()
         if self.finished_steps == self.schedule.decay_end and self.recipe.live_shrink:
             self._cut()
 
-    def scores(self) -> Tensor:
-        """What the controller thinks of each group, [G]: logits, which rise with the keep-probabilities."""
-        logits: Tensor = self.controller()
-        return logits
-
-    @torch.no_grad()
-    def best_mask(self) -> Tensor:
-        """The deterministic mask [G] that the scores are worth within every budget."""
-        scores = self.scores().cpu()
-        if not bool(torch.isfinite(scores).all()):
-            raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
-        widths = select_widths(scores, self.groups, self.budgets, self.recipe.align)
-        return best_groups(scores, self.groups, widths)
-
-    @torch.no_grad()
     def flops_kept(self) -> float:
-        """The first cost at the mask that the controller would choose now, or that is frozen; a fraction of dense."""
+        """The first budget's cost at the frozen mask or, before, at the likely one; a fraction of dense."""
         if self.phase is Phase.DENSE:
             return 1.0
-        mask = self.frozen_mask
-        if mask is None:
-            mask = (keep_probability(self.scores(), self.recipe.controller.offset) >= 0.5).float()
-        return float(self.budgets[0].cost.ratio(self.groups.widths(mask.cpu())))
+        mask = self.search.likely_mask() if self.frozen_mask is None else self.frozen_mask
+        return float(self.search.budgets[0].cost.ratio(self.groups.widths(mask.cpu())))
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -192,7 +162,7 @@ class Trainer:
         if self.frozen_mask is not None and self.full is None:
             return self.frozen_mask < 0.5, settings.decay_lambda
         if self.phase is Phase.SEARCH and settings.search_lambda > 0:
-            return keep_probability(self.scores(), self.recipe.controller.offset) < 0.5, settings.search_lambda
+            return self.search.likely_mask() < 0.5, settings.search_lambda
         return None, 0.0
 
     @torch.no_grad()
@@ -212,23 +182,6 @@ class Trainer:
                 group_norms(before, self.groups), inner, self.recipe.projection.half_space
             )
         scale_groups(self.model, self.groups, torch.where(removed, factors, 1.0))
-
-    def _controller_step(self, images: Tensor, labels: Tensor) -> None:
-        settings, logits = self.recipe.controller, self.scores()
-        relaxed = relaxed_mask(logits, gumbel_noise(logits, self.generator), settings.offset, settings.temperature)
-        with STATISTICS[settings.statistics](self.model), masked(self.model, self.groups, relaxed):
-            loss = cross_entropy(self.model(images), labels)
-        sampled = relaxed_mask(logits, gumbel_noise(logits, self.generator), settings.offset, settings.temperature)
-        widths = aligned(self.groups.widths(straight_through(sampled)), self.width_steps)
-        progress = self.schedule.search_progress(self.finished_steps + 1)
-        for budget in self.budgets:
-            target = annealed_target(budget.target, progress, settings.anneal)
-            penalty = budget_penalty(budget.cost.to(self.device).ratio(widths), target, settings.margin)
-            loss = loss + settings.budget_weight * penalty.float()
-        parameters = list(self.controller.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
-        self.controller_optimizer.step()
 
     def _cut(self) -> None:
         """Go on with the small network: zero groups can never matter again, so keeping them would only cost time."""

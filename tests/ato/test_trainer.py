@@ -14,9 +14,10 @@ from atopipe.ato.masking import group_norms, masked
 from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.resources import Cost, flops
+from atopipe.ato.search import DivergedError, Search
 from atopipe.ato.selection import Budget, BudgetError
 from atopipe.ato.shrink import prove_lossless, shrink
-from atopipe.ato.trainer import DivergedError, EpochRecord, Progress, Trained, Trainer, train
+from atopipe.ato.trainer import EpochRecord, Progress, Trained, Trainer, train
 
 RECIPE = Recipe(epochs=6, batch_size=16, align=2, controller=ControllerSettings(learning_rate=1e-2))
 
@@ -119,11 +120,11 @@ def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Mo
     cost = flops(residual, groups, example)
     trainer = Trainer(residual, groups, [Budget("FLOPs", cost, 0.4)], RECIPE, 40, torch.Generator().manual_seed(0))
     before = copy.deepcopy(residual.state_dict())
-    logits = trainer.controller().detach()
-    trainer._controller_step(*next(iter(Blobs(1))))
+    logits = trainer.search.scores().detach()
+    trainer.search.step(residual, *next(iter(Blobs(1))), progress=0.5)
     after = residual.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not torch.equal(trainer.controller(), logits)
+    assert not torch.equal(trainer.search.scores(), logits)
     assert all(p.grad is None for p in residual.parameters())
 
 
@@ -169,11 +170,12 @@ def test_the_search_keeps_the_groups_that_the_loss_needs(example: Tensor) -> Non
     budget = Budget("FLOPs", flops(model, groups, example), 0.5)
     kept, removed = [], []
     for seed in range(3):
-        trainer = Trainer(model, groups, [budget], recipe, 400, torch.Generator().manual_seed(seed))
-        for batch in Blobs(150):
-            trainer._controller_step(*batch)
-        kept.append(masked_accuracy(model, groups, trainer.best_mask()))
-        removed.append(masked_accuracy(model, groups, 1 - trainer.best_mask()))
+        noise = torch.Generator().manual_seed(seed)
+        search = Search(groups, [budget], recipe.controller, recipe.align, torch.device("cpu"), noise)
+        for images, labels in Blobs(150):
+            search.step(model, images, labels, progress=1.0)
+        kept.append(masked_accuracy(model, groups, search.best_mask()))
+        removed.append(masked_accuracy(model, groups, 1 - search.best_mask()))
     assert sum(kept) / 3 > 0.93
     assert sum(removed) / 3 < 0.8
 
