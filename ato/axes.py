@@ -14,6 +14,11 @@ CHANNEL_NORMS = (_BatchNorm, _InstanceNorm)
 PRUNABLE = (*MATRIX_LAYERS, *CHANNEL_NORMS, nn.PReLU)
 
 
+def is_elementwise(module: nn.Module) -> bool:
+    """A PReLU with one slope for all channels: it has a parameter, but no channel axis."""
+    return isinstance(module, nn.PReLU) and module.num_parameters == 1
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """A convolution in which every channel is filtered alone: its one channel axis is "out"."""
     return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
@@ -40,7 +45,7 @@ def channels(module: nn.Module, axis: Axis) -> int:
 def dims(module: nn.Module, axis: Axis) -> dict[str, int]:
     """Names of the layer's own tensors that extend along `axis`, each with its dimension; absent tensors left out."""
     if isinstance(module, MATRIX_LAYERS):
-        transposed = isinstance(module, _ConvTransposeNd)
+        transposed = isinstance(module, _ConvTransposeNd) and not is_depthwise(module)
         wanted = {"weight": int(transposed), "bias": 0} if axis == "out" else {"weight": int(not transposed)}
     else:
         wanted = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0} if axis == "out" else {}

@@ -6,8 +6,12 @@ A *group* is the set of parameter slices which, when all zero, make a structure'
 
 import copy
 import math
+import signal
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +22,8 @@ from torch_pruning import ops
 
 from atopipe.ato import axes
 from atopipe.ato.axes import Axis
+
+TRACE_SECONDS = 30
 
 
 class GraphError(Exception):
@@ -33,7 +39,7 @@ class Member:
     """Channels `index[j]` along one axis of one layer belong to group `group[j]` of the set.
 
     `index`, `group`: int64 of equal length. An "out" member holds slices of the group; an "in" member only reads its
-    output. `masked`: a mask multiplies this layer's output (no norm layer of the set follows it).
+    output. `masked`: a mask multiplies this layer's output (no norm layer follows it directly).
     """
 
     module: str
@@ -114,55 +120,108 @@ def trace_groups(model: nn.Module, example: Tensor) -> Groups:
     `example`: one image [1, C, H, W]. Raises GraphError when the network cannot be traced.
     """
     twin = copy.deepcopy(model).cpu().float().requires_grad_(True)
+    _require_logits(twin, example)
     names = {module: name for name, module in twin.named_modules()}
-    found = [_read_group(items, names) for items in _dependency_groups(twin, example.detach().cpu().float())]
+    shared = _shared_parameters(twin)
+    found = [_read_group(items, names, shared) for items in _dependency_groups(twin, example.detach().cpu().float())]
     sets = tuple(item for item in found if isinstance(item, GroupSet))
     return Groups(sets, tuple(item for item in found if isinstance(item, Unprunable)))
 
 
+def _require_logits(model: nn.Module, example: Tensor) -> None:
+    """Raises GraphError unless one image gives one tensor of logits."""
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            output = model.eval()(example.detach().cpu().float())
+    except Exception as error:  # whatever the network's code raises
+        raise GraphError(
+            f"{name} does not run on an image of shape {list(example.shape[1:])} ({type(error).__name__}: {error}); "
+            "choose another input_size or another model"
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        what = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise GraphError(
+            f"{name} returns {what}, but must return logits [images, classes]; wrap it in a module that does"
+        )
+
+
+def _shared_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters that two layers hold: each would want to cut them its own way."""
+    owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
+    return {parameter for parameter, count in owners.items() if count > 1}
+
+
 def _dependency_groups(model: nn.Module, example: Tensor) -> Iterator[list[_Coupled]]:
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), deadline(TRACE_SECONDS):
         warnings.simplefilter("ignore")  # its notes on parameters outside layers: the probe judges those networks
         try:
             # A tuple: a bare tensor would first be unpacked along its batch axis.
             graph = tp.DependencyGraph().build_dependency(model, (example,), verbose=False)
+            groups = list(graph.get_all_groups())
         except Exception as error:  # the tracer raises whatever it stumbles over
             raise GraphError(
                 f"the channels of {type(model).__name__} cannot be followed from layer to layer "
                 f"({type(error).__name__}: {error}); choose another model"
             ) from error
-        for group in graph.get_all_groups():
-            yield [
-                _Coupled(i.dep.target, i.idxs, i.root_idxs, graph.is_out_channel_pruning_fn(i.dep.handler))
-                for i in group
-            ]
+    for group in groups:
+        outs = [graph.is_out_channel_pruning_fn(item.dep.handler) for item in group]
+        yield [_Coupled(i.dep.target, i.idxs, i.root_idxs, out) for i, out in zip(group, outs, strict=True)]
 
 
-def _read_group(items: Sequence[_Coupled], names: dict[nn.Module, str]) -> GroupSet | Unprunable:
+@contextmanager
+def deadline(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in its block when that takes longer: tracing some networks would not end for hours.
+
+    Needs the main thread of a POSIX system; elsewhere there is no limit.
+    """
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"it takes longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _read_group(
+    items: Sequence[_Coupled], names: dict[nn.Module, str], shared: set[nn.Parameter]
+) -> GroupSet | Unprunable:
     name, channels = names[items[0].node.module], len(items[0].indices)
-    reason = next(filter(None, (_obstacle(item, names) for item in items)), None)
+    reason = next(filter(None, (_obstacle(item, names, shared) for item in items)), None)
     if reason:
         return Unprunable(name, channels, reason)
-    layers = [item for item in items if item.node.module in names]
+    layers = [item for item in items if item.node.module in names and not axes.is_elementwise(item.node.module)]
     blocks = math.lcm(*(axes.blocks(item.node.module) for item in layers))
     if channels % blocks:
         return Unprunable(name, channels, f"its channels do not divide into the {blocks} blocks of its grouped layers")
     size = channels // blocks  # channels that lie a block apart in grouped convolutions go together
     members = [(item.node.module, _member(item, names, size)) for item in _merge(layers)]
     reason = next(filter(None, (_imbalance(module, member, size) for module, member in members)), None)
+    if size == 1:
+        reason = "there is but one group of them"
     return Unprunable(name, channels, reason) if reason else GroupSet(name, size, tuple(m for _, m in members))
 
 
-def _obstacle(item: _Coupled, names: dict[nn.Module, str]) -> str | None:
+def _obstacle(item: _Coupled, names: dict[nn.Module, str], shared: set[nn.Parameter]) -> str | None:
     """Why a coupling forbids removal, read off its type and indices; None where nothing forbids it."""
     module = item.node.module
     if item.node.type == ops.OPTYPE.OUTPUT or (item.out and not item.node.outputs):
         return "it is the network's output"
     if isinstance(module, nn.Parameter):
         return "a free parameter is combined with these channels"
-    if module not in names:
+    if module not in names or axes.is_elementwise(module):
         return None
     layer = f"'{names[module]}'"
+    if not shared.isdisjoint(module.parameters(recurse=False)):
+        return f"{layer} shares its parameters with another layer"
     if not isinstance(module, axes.PRUNABLE):
         return f"{type(module).__name__} {layer} works across these channels, so removing some changes the others"
     if isinstance(module, axes.CHANNEL_NORMS) and getattr(module, "weight", None) is None:

@@ -23,17 +23,9 @@ def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -
     network cannot be traced, NoGroupsError when nothing is left to prune.
     """
     groups = trace_groups(model, example)
-    probe = _random_network(model, example, generator)
-    images = torch.randn((2, *example.shape[1:]), generator=generator, dtype=torch.float64)
-    failures = (
-        {}
-        if _defect(probe, groups.sets, images, generator) is None
-        else {
-            group_set.name: defect
-            for group_set in groups.sets
-            if (defect := _defect(probe, [group_set], images, generator)) is not None
-        }
-    )
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator, which must not notice
+        probe = _random_network(model, example, generator)
+        failures = _failures(probe, groups.sets, generator, example)
     refused = tuple(Unprunable(s.name, s.size, failures[s.name]) for s in groups.sets if s.name in failures)
     proven = Groups(tuple(s for s in groups.sets if s.name not in failures), groups.unprunable + refused)
     if not proven.sets:
@@ -42,6 +34,21 @@ def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -
             f"{type(model).__name__} has no channels that can be removed ({reasons}); choose another model"
         )
     return proven
+
+
+def _failures(
+    probe: nn.Module, sets: Sequence[GroupSet], generator: torch.Generator, example: Tensor
+) -> dict[str, str]:
+    """Set name -> what goes wrong; the sets that are left pass together, not only one by one."""
+    images = torch.randn((2, *example.shape[1:]), generator=generator, dtype=torch.float64)
+    joint = _defect(probe, sets, images, generator)
+    if joint is None:
+        return {}
+    alone = {s.name: defect for s in sets if (defect := _defect(probe, [s], images, generator)) is not None}
+    left = [s for s in sets if s.name not in alone]
+    return (
+        alone if _defect(probe, left, images, generator) is None else {s.name: alone.get(s.name, joint) for s in sets}
+    )
 
 
 @torch.no_grad()
@@ -60,20 +67,28 @@ def _random_network(model: nn.Module, example: Tensor, generator: torch.Generato
 
 @torch.no_grad()
 def _defect(probe: nn.Module, sets: Sequence[GroupSet], images: Tensor, generator: torch.Generator) -> str | None:
-    """What goes wrong when a random half of each set is zeroed and removed; None when nothing does."""
+    """What goes wrong when some groups of each set are zeroed and removed; None when nothing does."""
+    if not sets:
+        return None
     groups = Groups(tuple(sets), ())
-    mask = torch.cat([_half(s.size, generator) for s in sets]) if sets else torch.ones(0)
+    mask = torch.cat([_random_mask(s.size, generator) for s in sets])
     zeroed = copy.deepcopy(probe)
     scale_groups(zeroed, groups, mask)
     try:
-        difference = relative_difference(shrink(zeroed, groups, mask)[0](images), zeroed(images))
+        small, _ = shrink(zeroed, groups, mask)
+        difference = relative_difference(small(images), zeroed(images))
+        small.train()(images)  # what runs in training only must fit, too
     except (RuntimeError, ValueError, IndexError) as error:
-        return f"the network does not run without half of them ({error})"
+        return f"the network does not run without some of them ({error})"
     if difference > TOLERANCE:
-        return f"zeroing half of them does not make them vanish: removing them changes the output by {difference:.0e}"
+        return f"zeroing some of them does not make them vanish: removing them changes the output by {difference:.0e}"
     return None
 
 
-def _half(size: int, generator: torch.Generator) -> Tensor:
-    """A mask that removes a random half, at least one group where there are two."""
-    return (torch.randperm(size, generator=generator) >= size // 2).double()
+def _random_mask(size: int, generator: torch.Generator) -> Tensor:
+    """Removes a random number of random groups: with one and the same number, unequal widths would meet unnoticed.
+
+    Two or more groups stay where there are three: one channel alone would broadcast.
+    """
+    removed = int(torch.randint(1, size - 1, (), generator=generator)) if size > 2 else size - 1
+    return (torch.randperm(size, generator=generator) >= removed).double()

@@ -131,7 +131,7 @@ class Trainer:
         if self.full is None:
             return self.model, self._mask()
         model, structure = self.full
-        model.load_state_dict(expand(self.model, model, structure))
+        expand(self.model, model, structure)
         return model, self._mask()
 
     def _mask(self) -> Tensor:

@@ -44,30 +44,34 @@ class Inverted(nn.Module):
 
 
 class Dense(nn.Module):
-    """Concatenations with a norm after them, as in DenseNet."""
+    """Concatenations with a norm after them, as in DenseNet, and a PReLU with one slope for all channels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
         self.norm, self.third, self.head = nn.BatchNorm2d(20), nn.Conv2d(20, 8, 1), nn.Linear(8, 5)
+        self.slope = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         x = self.norm(torch.cat([x, self.second(x.relu())], 1)).relu()
-        return self.head(self.third(x).relu().mean((2, 3)))
+        return self.head(self.slope(self.third(x)).mean((2, 3)))
 
 
 class Grouped(nn.Module):
-    """Grouped convolutions with 4 and 2 blocks, and a transposed one."""
+    """Grouped convolutions with 4 and 2 blocks, and transposed ones: plain, depthwise and grouped."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.four, self.two = conv_norm(3, 16), conv_norm(16, 16, groups=4), conv_norm(16, 24, groups=2)
-        self.up, self.head = nn.ConvTranspose2d(24, 10, 2, stride=2), nn.Linear(10, 5)
+        self.up = nn.ConvTranspose2d(24, 12, 2, stride=2)
+        self.wider = nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12)
+        self.pairs = nn.ConvTranspose2d(12, 8, 1, groups=2)
+        self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.two(self.four(self.stem(x).relu()).relu()).relu()
-        return self.head(self.up(x).relu().mean((2, 3)))
+        return self.head(self.pairs(self.wider(self.up(x).relu()).relu()).relu().mean((2, 3)))
 
 
 class Flattened(nn.Module):
@@ -118,6 +122,38 @@ class PaddedShortcut(nn.Module):
         x = self.stem(x).relu()
         shortcut = nn.functional.pad(x, (0, 0, 0, 0, 4, 4))
         return self.head((shortcut + self.outer(self.inner(x).relu())).relu().mean((2, 3)))
+
+
+class Meeting(nn.Module):
+    """Two widths of the same size that meet where no graph of gradients shows it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.first, self.second, self.head, self.where = conv_norm(3, 16), conv_norm(16, 16), nn.Linear(16, 5), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.first(x).relu()
+        two = self.second(one).relu()
+        if self.where == "recorded":
+            self.seen = (one + two).detach()
+        elif self.where == "detached":
+            two = two * (one.detach() + two).sum((1, 2, 3), keepdim=True).sigmoid()
+        elif self.training:
+            two = two + one
+        return self.head(two.mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """The same weights twice: by one parameter in two layers, or by one layer under two names."""
+
+    def __init__(self, layer: bool) -> None:
+        super().__init__()
+        self.stem, self.one, self.head = conv_norm(3, 12), nn.Conv2d(12, 12, 3, padding=1), nn.Linear(12, 5)
+        self.two = self.one if layer else nn.Conv2d(12, 12, 3, padding=1)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(x).relu()).relu()).relu().mean((2, 3)))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -189,3 +225,18 @@ def residual() -> nn.Module:
 @pytest.fixture
 def padded_shortcut() -> nn.Module:
     return PaddedShortcut()
+
+
+@pytest.fixture(params=["recorded", "detached", "training"])
+def meeting(request: pytest.FixtureRequest) -> nn.Module:
+    return Meeting(request.param)
+
+
+@pytest.fixture
+def tied_weights() -> nn.Module:
+    return Shared(layer=False)
+
+
+@pytest.fixture
+def one_layer_two_names() -> nn.Module:
+    return Shared(layer=True)

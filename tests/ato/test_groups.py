@@ -1,12 +1,13 @@
 """Groups of a network: found, proven in float64, and refused with a reason where removal would change something."""
 
 import copy
+import time
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.ato.groups import GraphError, NoGroupsError, trace_groups
+from atopipe.ato.groups import GraphError, NoGroupsError, deadline, trace_groups
 from atopipe.ato.masking import masked, scale_groups
 from atopipe.ato.probe import find_groups
 from atopipe.ato.shrink import shrink
@@ -73,6 +74,20 @@ def test_a_padded_shortcut_keeps_its_stream_and_loses_inner_channels(
     assert any("cannot be matched" in u.reason for u in groups.unprunable)
 
 
+def test_widths_that_meet_out_of_sight_are_refused(
+    meeting: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    with pytest.raises(NoGroupsError, match="does not run without some of them"):
+        find_groups(meeting, example, generator)
+
+
+def test_layers_that_share_a_parameter_stay_whole(
+    tied_weights: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    with pytest.raises(NoGroupsError, match="'two' shares its parameters with another layer"):
+        find_groups(tied_weights, example, generator)
+
+
 def test_discovery_leaves_the_network_as_it_was(
     network: nn.Module, example: Tensor, generator: torch.Generator
 ) -> None:
@@ -100,9 +115,7 @@ def test_an_untraceable_network_is_an_error(example: Tensor, generator: torch.Ge
         def forward(self, x: Tensor) -> Tensor:
             raise ValueError("needs two inputs")
 
-    with pytest.raises(
-        GraphError, match=r"the channels of Counting cannot be followed .*needs two inputs.*choose another"
-    ):
+    with pytest.raises(GraphError, match=r"Counting does not run on an image of shape .*needs two inputs"):
         find_groups(Counting(), example, generator)
 
 
@@ -114,3 +127,27 @@ def test_torchvision_networks_prune_all_their_streams(name: str, generator: torc
     assert [u.reason for u in groups.unprunable] == ["it is the network's output"]
     assert len(groups.sets) == {"resnet18": 12, "mobilenet_v3_small": 27, "densenet121": 120}[name]
     assert groups.total == {"resnet18": 2880, "mobilenet_v3_small": 4872, "densenet121": 10240}[name]
+
+
+def test_a_network_without_logits_is_refused(example: Tensor, generator: torch.Generator) -> None:
+    class Twins(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(GraphError, match=r"Twins returns a tuple, but must return logits \[images, classes\]; wrap it"):
+        find_groups(Twins(), example, generator)
+    with pytest.raises(GraphError, match=r"Conv2d returns a tensor of shape \[1, 4, 6, 6\], but must return logits"):
+        find_groups(nn.Conv2d(3, 4, 3), example, generator)
+
+
+def test_tracing_stops_at_its_deadline() -> None:
+    with pytest.raises(TimeoutError, match="it takes longer than 1 s"), deadline(1):
+        time.sleep(60)
+
+
+def test_discovery_draws_nothing_from_the_global_generator(
+    network: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    before = torch.get_rng_state()
+    find_groups(nn.Sequential(network, nn.Dropout(0.5)), example, generator)
+    assert torch.equal(torch.get_rng_state(), before)

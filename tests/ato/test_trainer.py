@@ -76,6 +76,13 @@ def test_a_run_meets_the_budget_with_exact_zeros(
     assert prove_lossless(trained.model, groups, trained.mask, small, images, generator).max_rel_diff < 1e-12
 
 
+def test_one_layer_under_two_names_survives_the_cut(one_layer_two_names: nn.Module, generator: torch.Generator) -> None:
+    trained, groups, _ = run(one_layer_two_names)
+    small, _ = shrink(trained.model, groups, trained.mask)
+    images, _ = next(iter(Blobs(1)))
+    assert prove_lossless(trained.model, groups, trained.mask, small, images, generator).max_rel_diff < 1e-12
+
+
 def test_it_learns(residual: nn.Module) -> None:
     trained, _, _ = run(residual, dataclasses.replace(RECIPE, epochs=15))
     assert trained.history[-1].val_accuracy > 0.9
