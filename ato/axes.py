@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 Axis = Literal["out", "in"]
+AXES: tuple[Axis, ...] = ("out", "in")
 
 MATRIX_LAYERS = (_ConvNd, nn.Linear)
 CHANNEL_NORMS = (_BatchNorm, _InstanceNorm)
@@ -19,6 +20,22 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
 
 
+def is_channel_wise(module: nn.Module) -> bool:
+    """A layer that gives every channel back where it read it: norms, PReLU and depthwise convolutions."""
+    return is_depthwise(module) or not isinstance(module, MATRIX_LAYERS)
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a layer of a known type cannot be cut; None where it can."""
+    if isinstance(module, _BatchNorm) and not module.affine:
+        return "it has no scale and shift that could be set to zero"
+    if any(hasattr(module, name) and name not in module._parameters for name in ("weight", "bias")):
+        return "its weights are computed from other parameters"
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return "it has one slope for all channels"
+    return None
+
+
 def blocks(module: nn.Module) -> int:
     """Number of blocks among which a grouped convolution divides its channels; 1 for everything else."""
     return module.groups if isinstance(module, _ConvNd) and not is_depthwise(module) else 1
@@ -26,21 +43,13 @@ def blocks(module: nn.Module) -> int:
 
 def channels(module: nn.Module, axis: Axis) -> int:
     """Number of channels of a supported layer along an axis."""
-    if isinstance(module, _ConvNd):
-        return module.out_channels if axis == "out" else module.in_channels
-    if isinstance(module, nn.Linear):
-        return module.out_features if axis == "out" else module.in_features
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters
-    if isinstance(module, CHANNEL_NORMS):
-        return module.num_features
-    raise TypeError(f"{type(module).__name__} has no channel axis known here")
+    return int(getattr(module, _size_names(module, axis)[-1]))
 
 
 def dims(module: nn.Module, axis: Axis) -> dict[str, int]:
     """Names of the layer's own tensors that extend along `axis`, each with its dimension; absent tensors left out."""
     if isinstance(module, MATRIX_LAYERS):
-        transposed = isinstance(module, _ConvTransposeNd)
+        transposed = isinstance(module, _ConvTransposeNd) and not is_depthwise(module)
         wanted = {"weight": int(transposed), "bias": 0} if axis == "out" else {"weight": int(not transposed)}
     else:
         wanted = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0} if axis == "out" else {}
@@ -52,20 +61,17 @@ def channel_dim(module: nn.Module) -> int:
     return -1 if isinstance(module, nn.Linear) else 1
 
 
-def refresh_attributes(module: nn.Module) -> None:
-    """Make a layer's size attributes agree with its tensors after they were cut."""
-    if isinstance(module, _ConvNd):
-        first, second = module.weight.shape[:2]
-        if is_depthwise(module):
-            module.groups = module.in_channels = module.out_channels = first
-        elif isinstance(module, _ConvTransposeNd):
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.out_channels, module.in_channels = first, second * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
-    elif isinstance(module, CHANNEL_NORMS):
-        tensor = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(tensor) if tensor is not None else module.num_features
+def resize(module: nn.Module, axis: Axis, count: int) -> None:
+    """Make a layer's size attributes tell that `count` channels are left along an axis."""
+    for name in _size_names(module, axis):
+        setattr(module, name, count)
+
+
+def _size_names(module: nn.Module, axis: Axis) -> tuple[str, ...]:
+    if is_depthwise(module):
+        return ("groups", "in_channels", "out_channels")
+    if isinstance(module, nn.PReLU):
+        return ("num_parameters",)
+    if isinstance(module, CHANNEL_NORMS):
+        return ("num_features",)
+    return (f"{axis}_features" if isinstance(module, nn.Linear) else f"{axis}_channels",)

@@ -2,21 +2,14 @@
 
 A *group* is the set of parameter slices which, when all zero, make a structure's output zero whatever the input
 (ATO, section 3.1). A *group set* gathers the groups of one width: the 64 channels of a residual stream, say.
+`trace` finds the groups, `probe` proves them.
 """
 
-import copy
-import math
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
-import torch_pruning as tp
-from torch import Tensor, nn
-from torch_pruning import ops
+from torch import Tensor
 
-from atopipe.ato import axes
 from atopipe.ato.axes import Axis
 
 
@@ -33,7 +26,7 @@ class Member:
     """Channels `index[j]` along one axis of one layer belong to group `group[j]` of the set.
 
     `index`, `group`: int64 of equal length. An "out" member holds slices of the group; an "in" member only reads its
-    output. `masked`: a mask multiplies this layer's output (no norm layer of the set follows it).
+    output. `masked`: a mask multiplies this layer's output (no norm layer follows it directly).
     """
 
     module: str
@@ -85,113 +78,3 @@ class Groups:
     def widths(self, mask: Tensor) -> Tensor:
         """Kept groups per set, differentiable in the mask."""
         return torch.stack([part.sum() for part in self.split(mask)])
-
-
-class _Coupled(NamedTuple):
-    """What the dependency graph couples to a root layer: channel `indices[j]` follows root channel `roots[j]`."""
-
-    node: Any
-    indices: list[int]
-    roots: list[int] | None
-    out: bool
-
-    @property
-    def axis(self) -> Axis:
-        return "out" if self.out else "in"
-
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        return zip(self.indices, self.roots or (), strict=True)
-
-
-def trace_groups(model: nn.Module, example: Tensor) -> Groups:
-    """The groups that the dependency graph promises, before any proof; `model` is not modified.
-
-    `example`: one image [1, C, H, W]. Raises GraphError when the network cannot be traced.
-    """
-    twin = copy.deepcopy(model).cpu().float().requires_grad_(True)
-    names = {module: name for name, module in twin.named_modules()}
-    found = [_read_group(items, names) for items in _dependency_groups(twin, example.detach().cpu().float())]
-    sets = tuple(item for item in found if isinstance(item, GroupSet))
-    return Groups(sets, tuple(item for item in found if isinstance(item, Unprunable)))
-
-
-def _dependency_groups(model: nn.Module, example: Tensor) -> Iterator[list[_Coupled]]:
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")  # its notes on parameters outside layers: the probe judges those networks
-        try:
-            # A tuple: a bare tensor would first be unpacked along its batch axis.
-            graph = tp.DependencyGraph().build_dependency(model, (example,), verbose=False)
-        except Exception as error:  # the tracer raises whatever it stumbles over
-            raise GraphError(
-                f"the channels of {type(model).__name__} cannot be followed from layer to layer "
-                f"({type(error).__name__}: {error}); choose another model"
-            ) from error
-        for group in graph.get_all_groups():
-            yield [
-                _Coupled(i.dep.target, i.idxs, i.root_idxs, graph.is_out_channel_pruning_fn(i.dep.handler))
-                for i in group
-            ]
-
-
-def _read_group(items: Sequence[_Coupled], names: dict[nn.Module, str]) -> GroupSet | Unprunable:
-    name, channels = names[items[0].node.module], len(items[0].indices)
-    reason = next(filter(None, (_obstacle(item, names) for item in items)), None)
-    if reason:
-        return Unprunable(name, channels, reason)
-    layers = [item for item in items if item.node.module in names]
-    blocks = math.lcm(*(axes.blocks(item.node.module) for item in layers))
-    if channels % blocks:
-        return Unprunable(name, channels, f"its channels do not divide into the {blocks} blocks of its grouped layers")
-    size = channels // blocks  # channels that lie a block apart in grouped convolutions go together
-    members = [(item.node.module, _member(item, names, size)) for item in _merge(layers)]
-    reason = next(filter(None, (_imbalance(module, member, size) for module, member in members)), None)
-    return Unprunable(name, channels, reason) if reason else GroupSet(name, size, tuple(m for _, m in members))
-
-
-def _obstacle(item: _Coupled, names: dict[nn.Module, str]) -> str | None:
-    """Why a coupling forbids removal, read off its type and indices; None where nothing forbids it."""
-    module = item.node.module
-    if item.node.type == ops.OPTYPE.OUTPUT or (item.out and not item.node.outputs):
-        return "it is the network's output"
-    if isinstance(module, nn.Parameter):
-        return "a free parameter is combined with these channels"
-    if module not in names:
-        return None
-    layer = f"'{names[module]}'"
-    if not isinstance(module, axes.PRUNABLE):
-        return f"{type(module).__name__} {layer} works across these channels, so removing some changes the others"
-    if isinstance(module, axes.CHANNEL_NORMS) and getattr(module, "weight", None) is None:
-        return f"{type(module).__name__} {layer} has no scale and shift that could be set to zero"
-    width, indices = axes.channels(module, item.axis), item.indices
-    if item.roots is None or len(set(indices)) < len(indices) or not 0 <= min(indices) <= max(indices) < width:
-        return f"its channels cannot be matched with those of {layer}"
-    return None
-
-
-def _merge(layers: Sequence[_Coupled]) -> list[_Coupled]:
-    """One item per layer and axis: a layer may be reached along several paths."""
-    merged: dict[tuple[nn.Module, bool], _Coupled] = {}
-    for item in layers:
-        known = merged.get((item.node.module, item.out))
-        pairs = dict(known.pairs()) if known else {}
-        pairs |= dict(item.pairs())
-        merged[item.node.module, item.out] = item._replace(indices=list(pairs), roots=list(pairs.values()))
-    return list(merged.values())
-
-
-def _member(item: _Coupled, names: dict[nn.Module, str], size: int) -> Member:
-    followers = [node.module for node in item.node.outputs]
-    normed = bool(followers) and all(isinstance(module, axes.CHANNEL_NORMS) for module in followers)
-    group = torch.tensor(item.roots) % size
-    return Member(names[item.node.module], item.axis, torch.tensor(item.indices), group, masked=item.out and not normed)
-
-
-def _imbalance(module: nn.Module, member: Member, size: int) -> str | None:
-    """Every group must have the same share of a layer, and of each block of a grouped convolution."""
-    counts = torch.bincount(member.group, minlength=size)
-    blocks = axes.blocks(module)
-    width = axes.channels(module, member.axis) // blocks
-    owner = torch.full((blocks * width,), -1).index_copy(0, member.index, member.group).view(blocks, width)
-    if bool(counts.min() != counts.max()) or (blocks > 1 and bool((owner != owner[0]).any())):
-        return f"its channels have unequal shares of '{member.module}'"
-    return None

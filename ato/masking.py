@@ -18,7 +18,8 @@ from atopipe.ato.groups import Groups
 def masked(model: nn.Module, groups: Groups, mask: Tensor) -> Iterator[None]:
     """While active, every group's output is multiplied by its entry of `mask` [groups.total], differentiably.
 
-    Works through forward hooks that are gone afterwards; a mask of ones leaves outputs bit-equal.
+    Works through forward hooks that are gone afterwards; a mask of ones leaves outputs bit-equal. Between 0 and 1,
+    channels that pass another layer before their norm (a concatenation, say) are multiplied at both layers.
     """
     lookups = mask_lookups(model, groups)
     factors = torch.cat([mask, mask.new_ones(1)])
@@ -60,10 +61,11 @@ def group_slices(model: nn.Module, groups: Groups) -> list[list[tuple[Tensor, in
     """Per set, the parameter slices of its groups: (parameter, dimension, index, group); they alias the model."""
     return [
         [
-            (tensor, dim, member.index, member.group)
+            (tensor, dim, member.index[within], member.group[within])
             for member in group_set.members
             if member.axis == "out"
             for tensor, dim in _parameters_along_out(model.get_submodule(member.module))
+            for within in [member.index < tensor.shape[dim]]  # a transposed convolution's blocks: one stands for all
         ]
         for group_set in groups.sets
     ]

@@ -1,79 +1,155 @@
-"""Prove the groups of the dependency graph before anything is built on them.
+"""Prove the groups of a network before anything is built on them.
 
-The graph treats what it does not know as element-wise; channel shuffles, activations with f(0) != 0 or a softmax over
-channels would silently give a wrong network. So every group set is removed once, on random weights, in float64.
+Following the channels tells what goes together, not whether zero stays zero: an activation with f(0) != 0, a literal
+size or a normalised weight would silently give a wrong network. So a random part of every set is zeroed and removed
+once, on random weights, in float64, with running statistics and with those of the batch.
 """
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atopipe.ato.groups import Groups, GroupSet, NoGroupsError, Unprunable, trace_groups
+from atopipe.ato.axes import CHANNEL_NORMS
+from atopipe.ato.groups import GraphError, Groups, GroupSet, NoGroupsError, Unprunable
 from atopipe.ato.masking import scale_groups
-from atopipe.ato.shrink import TOLERANCE, noise_like, relative_difference, shrink
+from atopipe.ato.shrink import TOLERANCE, fill_with_noise, noise_like, relative_difference, shrink
+from atopipe.ato.trace import explained, trace_groups
+
+IMAGES = 3  # of which the norm layers take statistics
+SIDES = (64, 128)  # pixels, tried in turn before the example's: larger images take longer and tell no more
 
 
 def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -> Groups:
     """The groups of `model` whose removal is proven not to change what the rest computes; `model` is not modified.
 
     `example`: one image [1, C, H, W]. What fails is listed in `unprunable` with the reason. Raises GraphError when the
-    network cannot be traced, NoGroupsError when nothing is left to prune.
+    network does not run, NoGroupsError when nothing is left to prune.
     """
-    groups = trace_groups(model, example)
-    probe = _random_network(model, example, generator)
-    images = torch.randn((2, *example.shape[1:]), generator=generator, dtype=torch.float64)
-    failures = (
-        {}
-        if _defect(probe, groups.sets, images, generator) is None
-        else {
-            group_set.name: defect
-            for group_set in groups.sets
-            if (defect := _defect(probe, [group_set], images, generator)) is not None
-        }
-    )
-    refused = tuple(Unprunable(s.name, s.size, failures[s.name]) for s in groups.sets if s.name in failures)
-    proven = Groups(tuple(s for s in groups.sets if s.name not in failures), groups.unprunable + refused)
-    if not proven.sets:
-        reasons = "; ".join(f"{u.name}: {u.reason}" for u in proven.unprunable[:3]) or "it has no prunable layer"
-        raise NoGroupsError(
-            f"{type(model).__name__} has no channels that can be removed ({reasons}); choose another model"
-        )
-    return proven
+    network = _random_network(model, generator)
+    count = IMAGES if _norms(network) else 1
+    images = torch.randn((count, *example.shape[1:]), generator=generator, dtype=torch.float64)
+    for side in SIDES:
+        if side < min(example.shape[-2:]):
+            with suppress(GraphError, NoGroupsError):  # the network may be made for larger images
+                return _Probe(network, images[..., :side, :side], generator).groups()
+    return _Probe(network, images, generator).groups()
+
+
+@dataclass
+class _Probe:
+    """A random network, images [B, C, H, W] to compare outputs on, and what is known so far of its group sets."""
+
+    network: nn.Module
+    images: Tensor
+    generator: torch.Generator
+    accepted: tuple[GroupSet, ...] = ()
+    refused: list[Unprunable] = field(default_factory=list)
+
+    def groups(self) -> Groups:
+        """The group sets that the trace suggests and the probe proves."""
+        traced = trace_groups(self.network, self.images[:1])
+        with explained(self.network, self.images):
+            _fit_statistics(self.network, self.images)
+        self._judge(traced.sets)
+        unprunable = (*traced.unprunable, *self.refused)
+        if not self.accepted:
+            name = type(self.network).__name__
+            reasons = "; ".join(f"{u.name}: {u.reason}" for u in unprunable[:3]) or "it has no prunable layer"
+            raise NoGroupsError(f"{name} has no channels that can be removed ({reasons}); choose another model")
+        return Groups(self.accepted, unprunable)
+
+    def _judge(self, sets: tuple[GroupSet, ...]) -> None:
+        """Accept the sets that can be removed together with those accepted before; bisect where not all of them can."""
+        if not sets:
+            return
+        defect = _defect(self.network, (*self.accepted, *sets), self.images, self.generator)
+        if defect is None:
+            self.accepted += sets
+        elif len(sets) == 1:
+            self.refused.append(Unprunable(sets[0].name, len(sets[0].members[0].index), defect))
+        else:
+            self._judge(sets[: len(sets) // 2])
+            self._judge(sets[len(sets) // 2 :])
 
 
 @torch.no_grad()
-def _random_network(model: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
-    """A float64 copy with random weights and running statistics that fit them, so that no signal dies on the way."""
-    twin = copy.deepcopy(model).cpu().double()
-    for parameter in twin.parameters():
-        parameter.copy_(noise_like(parameter, generator))
-    norms = [m for m in twin.modules() if isinstance(m, _BatchNorm)]
+def _random_network(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A float64 copy with random weights on the CPU, in evaluation mode; the model's own weights are not copied."""
+    noise = {
+        id(p): nn.Parameter(noise_like(p.new_empty(p.shape, dtype=torch.float64, device="cpu"), generator))
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, noise).cpu().double().eval()
+
+
+@torch.no_grad()
+def _fit_statistics(network: nn.Module, images: Tensor) -> None:
+    """Give norm layers running statistics that fit the random weights, so that no signal dies on the way, for good."""
+    norms = _norms(network)
     for norm in norms:
         norm.momentum = 1.0
-    twin.train()
-    twin(torch.randn((8, *example.shape[1:]), generator=generator, dtype=torch.float64))
-    return twin.eval()
+    if norms:
+        _use_batch_statistics(network)(images)
+    for norm in norms:
+        norm.momentum = 0.0
+    network.eval()
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def _use_batch_statistics(network: nn.Module) -> nn.Module:
+    """Norm layers as in training, all else as in evaluation: no dropout makes two runs differ."""
+    for module in network.eval().modules():
+        module.train(isinstance(module, CHANNEL_NORMS))
+    return network
 
 
 @torch.no_grad()
-def _defect(probe: nn.Module, sets: Sequence[GroupSet], images: Tensor, generator: torch.Generator) -> str | None:
-    """What goes wrong when a random half of each set is zeroed and removed; None when nothing does."""
+def _defect(network: nn.Module, sets: Sequence[GroupSet], images: Tensor, generator: torch.Generator) -> str | None:
+    """What goes wrong when a random part of each set is zeroed and removed; None when nothing does.
+
+    What was zeroed is then filled with new noise: the network stays a random one.
+    """
     groups = Groups(tuple(sets), ())
-    mask = torch.cat([_half(s.size, generator) for s in sets]) if sets else torch.ones(0)
-    zeroed = copy.deepcopy(probe)
-    scale_groups(zeroed, groups, mask)
+    mask = _random_mask(groups.sizes, generator)
+    scale_groups(network, groups, mask)
     try:
-        difference = relative_difference(shrink(zeroed, groups, mask)[0](images), zeroed(images))
-    except (RuntimeError, ValueError, IndexError) as error:
-        return f"the network does not run without half of them ({error})"
-    if difference > TOLERANCE:
-        return f"zeroing half of them does not make them vanish: removing them changes the output by {difference:.0e}"
+        small, _ = shrink(network, groups, mask)
+        difference = relative_difference(small(images), network(images))
+        if _norms(network):
+            batchwise = [_use_batch_statistics(each)(images) for each in (small, network)]
+            difference = max(difference, relative_difference(*batchwise))
+        with torch.random.fork_rng(devices=[]):
+            small.train()(images)  # what runs in training only must fit too
+    except Exception as error:  # a network's own code may stumble over its new sizes in any way
+        return f"the network does not run without some of them ({' '.join(str(error).split())[:200]})"
+    finally:
+        network.eval()
+        fill_with_noise(network, groups, mask < 0.5, generator)
+    if not difference <= TOLERANCE:
+        return f"zeroing some of them does not make them vanish: removing them changes the output by {difference:.0e}"
     return None
 
 
-def _half(size: int, generator: torch.Generator) -> Tensor:
-    """A mask that removes a random half, at least one group where there are two."""
-    return (torch.randperm(size, generator=generator) >= size // 2).double()
+def _random_mask(sizes: list[int], generator: torch.Generator) -> Tensor:
+    """Removes the first and the last group of each set and a random choice of the others, keeping 2 where it can.
+
+    The first and the last, because what is cut off at a literal place (`x[:, :8]`, `x[:, -8:]`) would not notice others
+    by chance. Of each set another number, because two widths that must agree shall not do so by chance. And 2 kept,
+    because a single channel would be broadcast.
+    """
+    return torch.cat([_random_part(size, i, generator) for i, size in enumerate(sizes)])
+
+
+def _random_part(size: int, number: int, generator: torch.Generator) -> Tensor:
+    if size < 4:
+        return torch.arange(size).bool().double()
+    removed = 1 + torch.randperm(size - 2, generator=generator)[: number % (size - 3)]
+    return torch.ones(size, dtype=torch.float64).index_fill(0, torch.cat([removed, torch.tensor([0, size - 1])]), 0)

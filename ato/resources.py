@@ -8,17 +8,18 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
 
 from atopipe.ato import axes
-from atopipe.ato.axes import Axis
+from atopipe.ato.axes import AXES, Axis
 from atopipe.ato.groups import Groups
 
-AXES: tuple[Axis, ...] = ("out", "in")
 Count = tuple[str, Axis]  # the channels of a layer along an axis
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
 
@@ -43,7 +44,7 @@ class Cost:
         kept = self.base + self.share @ widths.to(self.base)
         return (self.coefficient * kept[self.left] * kept[self.right]).sum()
 
-    @property
+    @cached_property
     def dense(self) -> float:
         """The cost of the whole network."""
         return float(self(self.sizes))
@@ -58,18 +59,21 @@ class Cost:
 
 
 def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
-    """FLOPs for one image: two per multiply-accumulate of convolution and linear layers; nothing else is counted.
+    """FLOPs for one image: two per multiply-accumulate of convolutions and matrix products; nothing else is counted.
 
-    `example`: one image [1, C, H, W] that fixes the number of positions at which each layer works.
+    `example`: one image [1, C, H, W] that fixes the number of positions at which each layer works. Products outside
+    of layers, as in attention, are a constant part: no group set takes part in them.
     """
     modules = dict(model.named_modules())
+    positions_of, total = count_positions(model, example)
     terms: list[Term] = []
-    for name, positions in count_positions(model, example).items():
+    for name, positions in positions_of.items():
         module = modules[name]
         kernel = math.prod(getattr(module, "kernel_size", (1,)))
         reads: Count | None = None if axes.is_depthwise(module) else (name, "in")
         terms.append((2 * positions * kernel / axes.blocks(module), (name, "out"), reads))
-    return _assemble(model, groups, terms)
+    within_layers = _assemble(model, groups, terms).dense
+    return _assemble(model, groups, [*terms, (total - within_layers, None, None)])
 
 
 def params(model: nn.Module, groups: Groups) -> Cost:
@@ -90,8 +94,11 @@ def _extends(module: nn.Module, tensor: str, axis: Axis) -> bool:
     return isinstance(module, axes.PRUNABLE) and not shared and tensor in axes.dims(module, axis)
 
 
-def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """At how many positions each convolution and linear layer applies its kernel to one image, over all its calls."""
+def count_positions(model: nn.Module, example: Tensor) -> tuple[dict[str, float], float]:
+    """At how many positions each convolution and linear layer applies its kernel to one image, over all its calls.
+
+    And the FLOPs for one image of all convolutions and matrix products, wherever they are called.
+    """
     positions: dict[str, float] = {}
 
     def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -104,13 +111,14 @@ def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
 
         return hook
 
-    twin = copy.deepcopy(model).eval()
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, shared).eval()  # a copy of the modules, not of their weights
     for name, module in twin.named_modules():
         if isinstance(module, axes.MATRIX_LAYERS):
             module.register_forward_hook(count(name))
-    with torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():  # without it, attention may be one fused step
         twin(example)
-    return positions
+    return positions, counter.get_total_flops() / len(example)
 
 
 def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:

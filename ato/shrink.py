@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import group_norms, group_slices, masked
-from atopipe.ato.structure import Structure, cut_model, cut_tensors, spread, structure_of
+from atopipe.ato.masking import group_norms, group_slices
+from atopipe.ato.structure import Structure, cut_copy, cut_tensors, spread, structure_of
 
 TOLERANCE = 1e-10
+DRAWN = 65_537  # random numbers per tensor; a prime, so that no two rows of a large tensor become equal
 
 
 class LossyError(Exception):
@@ -34,7 +35,7 @@ class Lossless:
 def shrink(model: nn.Module, groups: Groups, mask: Tensor) -> tuple[nn.Module, Structure]:
     """A new, small network without the groups whose mask is 0, and its structure; `model` is not modified."""
     structure = structure_of(model, groups, mask)
-    return cut_model(copy.deepcopy(model), structure), structure
+    return cut_copy(model, structure), structure
 
 
 def expand(small: nn.Module, full: nn.Module, structure: Structure) -> dict[str, Tensor]:
@@ -50,7 +51,7 @@ def expand(small: nn.Module, full: nn.Module, structure: Structure) -> dict[str,
 def prove_lossless(
     model: nn.Module, groups: Groups, mask: Tensor, small: nn.Module, images: Tensor, generator: torch.Generator
 ) -> Lossless:
-    """Compare `model` under `mask` with `small` in float64 on `images` [B, C, H, W] and as many random ones.
+    """Compare `model`, masked groups zero, with `small` in float64 on `images` [B, C, H, W] and as many random ones.
 
     Raises LossyError when a masked group is not exactly zero, when outputs differ by more than `TOLERANCE`, or when
     not even noise in the removed groups would change them.
@@ -60,8 +61,7 @@ def prove_lossless(
     if group_norms(full, groups)[mask < 0.5].any():
         raise LossyError("some masked groups are not exactly zero; train through the decay phase before shrinking")
     batch = torch.cat([images.cpu().double(), torch.randn(images.shape, generator=generator, dtype=torch.float64)])
-    with masked(full, groups, mask):
-        wanted = full(batch)
+    wanted = full(batch)
     max_rel_diff = relative_difference(small(batch), wanted)
     fill_with_noise(full, groups, mask < 0.5, generator)
     change = relative_difference(full(batch), wanted)
@@ -90,8 +90,15 @@ def fill_with_noise(model: nn.Module, groups: Groups, chosen: Tensor, generator:
 
 
 def noise_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Random values of the size of freshly initialised ones: N(0, 2 / fan-in) for matrices, U(0.5, 1.5) for vectors."""
+    """Random values of the size of freshly initialised ones: N(0, 2 / fan-in) for matrices, U(0.5, 1.5) for vectors.
+
+    After the first `DRAWN` numbers they repeat.
+    """
+    count = parameter.numel()
+    size = min(count, DRAWN)
     if parameter.dim() < 2:
-        return 0.5 + torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
-    scale = math.sqrt(2 / max(parameter[:1].numel(), 1))
-    return torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale
+        drawn = 0.5 + torch.rand(size, generator=generator, dtype=parameter.dtype)
+    else:
+        drawn = torch.randn(size, generator=generator, dtype=parameter.dtype)
+        drawn *= math.sqrt(2 * len(parameter) / max(count, 1))
+    return drawn.repeat(-(-count // max(size, 1)))[:count].view(parameter.shape)

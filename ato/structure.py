@@ -1,5 +1,6 @@
 """The structure of a shrunk network: which channels of which layers are kept. Plain data, and the cut it describes."""
 
+import copy
 import itertools
 import json
 from collections.abc import Mapping
@@ -49,22 +50,26 @@ def structure_of(model: nn.Module, groups: Groups, mask: Tensor) -> Structure:
 
 
 def cut_tensors(model: nn.Module, structure: Structure) -> dict[str, dict[int, Tensor]]:
-    """For each tensor of `model` that the structure cuts: dimension -> kept indices (int64).
+    """For each tensor of `model` that the structure cuts, by all of its names: dimension -> kept indices (int64).
 
     `model` has its full width. Raises StructureError for an unknown layer or an index that does not fit.
     """
     modules = dict(model.named_modules())
+    aliases: dict[nn.Module, list[str]] = {}
+    for alias, module in model.named_modules(remove_duplicate=False):
+        aliases.setdefault(module, []).append(alias)
     cuts: dict[str, dict[int, Tensor]] = {}
     for name, cut in structure.kept.items():
         for axis, indices in cut.items():
             module = modules.get(name)
-            if module is None or axis not in ("out", "in"):
+            if module is None or axis not in axes.AXES:
                 raise StructureError(f"layer '{name}' axis '{axis}' of the structure is not in the network")
             _check_indices(name, module, axis, indices)
             for tensor, dim in axes.dims(module, axis).items():
                 index = torch.tensor(indices)
                 blocked = getattr(module, tensor).shape[dim]  # a grouped convolution's inputs: one block stands for all
-                cuts.setdefault(f"{name}.{tensor}", {})[dim] = index[index < blocked]
+                for alias in aliases[module]:
+                    cuts.setdefault(f"{alias}.{tensor}", {})[dim] = index[index < blocked]
     return cuts
 
 
@@ -91,12 +96,35 @@ def spread(small: Tensor, full: Tensor, cut: Mapping[int, Tensor]) -> Tensor:
 
 def cut_model(model: nn.Module, structure: Structure) -> nn.Module:
     """Cut `model` in place to the structure: every layer keeps the kept channels, its sizes follow. Returns it."""
-    for name, cut in cut_tensors(model, structure).items():
+    for name, small in _cut_values(model, structure).items():
         owner, _, tensor = name.rpartition(".")
-        module = model.get_submodule(owner)
-        value = getattr(module, tensor)
-        small = select(value.detach(), cut).contiguous()
-        setattr(module, tensor, nn.Parameter(small, value.requires_grad) if isinstance(value, nn.Parameter) else small)
-    for name in structure.kept:
-        axes.refresh_attributes(model.get_submodule(name))
+        setattr(model.get_submodule(owner), tensor, small)
+    return _resize(model, structure)
+
+
+def cut_copy(model: nn.Module, structure: Structure) -> nn.Module:
+    """A copy of `model` cut to the structure; what is cut away is never copied."""
+    cut = {id(_tensor(model, name)): small for name, small in _cut_values(model, structure).items()}
+    return _resize(copy.deepcopy(model, cut), structure)
+
+
+def _cut_values(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    values = {}
+    for name, cut in cut_tensors(model, structure).items():
+        full = _tensor(model, name)
+        small = select(full.detach(), cut).contiguous()
+        values[name] = nn.Parameter(small, full.requires_grad) if isinstance(full, nn.Parameter) else small
+    return values
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), attribute)
+    return tensor
+
+
+def _resize(model: nn.Module, structure: Structure) -> nn.Module:
+    for name, kept in structure.kept.items():
+        for axis, indices in kept.items():
+            axes.resize(model.get_submodule(name), axis, len(indices))
     return model

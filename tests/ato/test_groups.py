@@ -1,15 +1,17 @@
 """Groups of a network: found, proven in float64, and refused with a reason where removal would change something."""
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.ato.groups import GraphError, NoGroupsError, trace_groups
+from atopipe.ato.groups import GraphError, NoGroupsError
 from atopipe.ato.masking import masked, scale_groups
 from atopipe.ato.probe import find_groups
 from atopipe.ato.shrink import shrink
+from atopipe.ato.trace import trace_groups
 
 
 def random_mask(sizes: list[int], generator: torch.Generator) -> Tensor:
@@ -57,20 +59,73 @@ def test_the_residual_stream_is_one_set_with_all_its_layers(residual: nn.Module,
 
 
 def test_what_does_not_map_zero_to_zero_is_refused_with_a_reason(
-    refused: nn.Module, example: Tensor, generator: torch.Generator
+    refused: tuple[nn.Module, str], example: Tensor, generator: torch.Generator
 ) -> None:
-    groups = find_groups(refused, example, generator)
+    model, words = refused
+    groups = find_groups(model, example, generator)
     assert [s.name for s in groups.sets] == ["second"]
-    reason = {u.name: u.reason for u in groups.unprunable}["first"]
-    assert any(words in reason for words in ("does not make them vanish", "does not run", "works across", "no scale"))
+    reasons = {u.reason for u in groups.unprunable if u.name.startswith("first")}
+    assert all(re.search(words, reason) for reason in reasons), reasons
+    assert sum(u.size for u in groups.unprunable if u.name.startswith("first")) == 8
 
 
-def test_a_padded_shortcut_keeps_its_stream_and_loses_inner_channels(
+def test_padding_a_shortcut_keeps_the_channels_it_adds_to(
     padded_shortcut: nn.Module, example: Tensor, generator: torch.Generator
 ) -> None:
     groups = find_groups(padded_shortcut, example, generator)
-    assert [s.name for s in groups.sets] == ["inner.0"]
-    assert any("cannot be matched" in u.reason for u in groups.unprunable)
+    assert {s.name: s.size for s in groups.sets} == {"stem.0": 8, "inner.0": 16}
+    padded = next(u for u in groups.unprunable if u.name == "outer.0")
+    assert (padded.size, padded.reason) == (
+        8,
+        "PaddedShortcut combines these channels with a tensor of fixed size (add)",
+    )
+
+
+def test_a_transformer_loses_hidden_units_only(
+    attention: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(attention, example, generator)
+    assert [s.name for s in groups.sets] == ["up"]
+    reasons = {u.name: u.reason for u in groups.unprunable}
+    assert "combines these channels with a tensor of fixed size" in reasons["patches"]
+    assert "works across these channels (_scaled_dot_product" in reasons["qkv"]
+
+
+def test_layers_that_share_a_parameter_stay_whole(tied: nn.Module, example: Tensor, generator: torch.Generator) -> None:
+    groups = find_groups(tied, example, generator)
+    assert [s.name for s in groups.sets] == ["free"]
+    assert ("stem.0", 8, "'one' cannot be cut: it shares its parameters with another layer") in [
+        (u.name, u.size, u.reason) for u in groups.unprunable
+    ]
+
+
+def test_widths_that_meet_off_the_path_shrink_alike_or_not_at_all(
+    off_the_path: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(off_the_path, example, generator)
+    for _ in range(8):
+        small, _ = shrink(off_the_path, groups, random_mask(groups.sizes, generator))
+        for training in (False, True):
+            small.train(training)(torch.randn(4, 3, 8, 8))
+    assert "free.0" in [s.name for s in groups.sets]
+
+
+def test_a_network_that_gives_a_tuple_is_an_error(example: Tensor, generator: torch.Generator) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(GraphError, match=r"Two gives a tuple where one tensor of logits .* is expected; wrap it"):
+        find_groups(Two(), example, generator)
+
+
+def test_the_global_random_state_is_left_alone(example: Tensor, generator: torch.Generator) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    before = torch.get_rng_state()
+    assert find_groups(model, example, generator).sizes == [8]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_discovery_leaves_the_network_as_it_was(
@@ -101,7 +156,8 @@ def test_an_untraceable_network_is_an_error(example: Tensor, generator: torch.Ge
             raise ValueError("needs two inputs")
 
     with pytest.raises(
-        GraphError, match=r"the channels of Counting cannot be followed .*needs two inputs.*choose another"
+        GraphError,
+        match=r"Counting does not run on images of shape \(3, 8, 8\) \(ValueError: needs two inputs\); give another",
     ):
         find_groups(Counting(), example, generator)
 
