@@ -6,16 +6,18 @@ once, on random weights, in float64, with running statistics and with those of t
 """
 
 import copy
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
-from atopipe.ato.axes import CHANNEL_NORMS
-from atopipe.ato.groups import GraphError, Groups, GroupSet, NoGroupsError, Unprunable
+from atopipe.ato import axes
+from atopipe.ato.groups import GraphError, Groups, GroupSet, Member, NoGroupsError, Unprunable
 from atopipe.ato.masking import scale_groups
 from atopipe.ato.shrink import TOLERANCE, fill_with_noise, noise_like, relative_difference, shrink
 from atopipe.ato.trace import explained, trace_groups
@@ -64,17 +66,28 @@ class _Probe:
         return Groups(self.accepted, unprunable)
 
     def _judge(self, sets: tuple[GroupSet, ...]) -> None:
-        """Accept the sets that can be removed together with those accepted before; bisect where not all of them can."""
+        """Accept the sets that can be removed together with those accepted before.
+
+        Those seen to survive their zeroing are refused first; where that explains nothing, bisect.
+        """
         if not sets:
             return
-        defect = _defect(self.network, (*self.accepted, *sets), self.images, self.generator)
+        defect, survivors = _try_without(self.network, (*self.accepted, *sets), self.images, self.generator)
         if defect is None:
             self.accepted += sets
+        elif survivors:
+            for group_set in sets:
+                if group_set.name in survivors:
+                    self._refuse(group_set, survivors[group_set.name])
+            self._judge(tuple(s for s in sets if s.name not in survivors))
         elif len(sets) == 1:
-            self.refused.append(Unprunable(sets[0].name, len(sets[0].members[0].index), defect))
+            self._refuse(sets[0], defect)
         else:
             self._judge(sets[: len(sets) // 2])
             self._judge(sets[len(sets) // 2 :])
+
+    def _refuse(self, group_set: GroupSet, reason: str) -> None:
+        self.refused.append(Unprunable(group_set.name, len(group_set.members[0].index), reason))
 
 
 @torch.no_grad()
@@ -107,35 +120,64 @@ def _norms(network: nn.Module) -> list[_BatchNorm]:
 def _use_batch_statistics(network: nn.Module) -> nn.Module:
     """Norm layers as in training, all else as in evaluation: no dropout makes two runs differ."""
     for module in network.eval().modules():
-        module.train(isinstance(module, CHANNEL_NORMS))
+        module.train(isinstance(module, axes.CHANNEL_NORMS))
     return network
 
 
 @torch.no_grad()
-def _defect(network: nn.Module, sets: Sequence[GroupSet], images: Tensor, generator: torch.Generator) -> str | None:
-    """What goes wrong when a random part of each set is zeroed and removed; None when nothing does.
+def _try_without(
+    network: nn.Module, sets: Sequence[GroupSet], images: Tensor, generator: torch.Generator
+) -> tuple[str | None, dict[str, str]]:
+    """What goes wrong when a random part of each set is zeroed and removed, None when nothing does.
 
-    What was zeroed is then filled with new noise: the network stays a random one.
+    And which sets are still read by a layer when they are zeroed, with that layer: name -> reason. What was zeroed is
+    then filled with new noise: the network stays a random one.
     """
     groups = Groups(tuple(sets), ())
     mask = _random_mask(groups.sizes, generator)
     scale_groups(network, groups, mask)
+    with _watch_readers(network, groups, mask) as survivors:
+        wanted = network(images)
     try:
         small, _ = shrink(network, groups, mask)
-        difference = relative_difference(small(images), network(images))
+        difference = relative_difference(small(images), wanted)
         if _norms(network):
             batchwise = [_use_batch_statistics(each)(images) for each in (small, network)]
             difference = max(difference, relative_difference(*batchwise))
         with torch.random.fork_rng(devices=[]):
             small.train()(images)  # what runs in training only must fit too
     except Exception as error:  # a network's own code may stumble over its new sizes in any way
-        return f"the network does not run without some of them ({' '.join(str(error).split())[:200]})"
+        return f"the network does not run without some of them ({' '.join(str(error).split())[:200]})", survivors
     finally:
         network.eval()
         fill_with_noise(network, groups, mask < 0.5, generator)
-    if not difference <= TOLERANCE:
-        return f"zeroing some of them does not make them vanish: removing them changes the output by {difference:.0e}"
-    return None
+    if difference <= TOLERANCE:
+        return None, {}
+    return f"removing some of them changes the output by {difference:.0e}, though they are zero", survivors
+
+
+@contextmanager
+def _watch_readers(network: nn.Module, groups: Groups, mask: Tensor) -> Iterator[dict[str, str]]:
+    """Notes the sets of which a layer reads something else than zero where `mask` is 0: name -> reason."""
+    survivors: dict[str, str] = {}
+
+    def watch(group_set: GroupSet, member: Member, removed: Tensor) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            (read, *_) = tree_leaves((args, kwargs))
+            if read.index_select(axes.channel_dim(module) % read.dim(), removed).any():
+                reason = f"zeroing some of them does not make them vanish: '{member.module}' still reads something"
+                survivors.setdefault(group_set.name, reason)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for group_set, part in zip(groups.sets, groups.split(mask), strict=True):
+            for member in group_set.members:
+                if member.axis == "in":
+                    layer = network.get_submodule(member.module)
+                    hook = watch(group_set, member, member.index[part[member.group] < 0.5])
+                    hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield survivors
 
 
 def _random_mask(sizes: list[int], generator: torch.Generator) -> Tensor:

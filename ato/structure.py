@@ -81,7 +81,7 @@ def _check_indices(name: str, module: nn.Module, axis: Axis, indices: tuple[int,
 
 def select(tensor: Tensor, cut: Mapping[int, Tensor]) -> Tensor:
     """The kept part of a tensor (of a weight, of its gradient, of an optimiser's moment of the same shape)."""
-    for dim, index in cut.items():
+    for dim, index in sorted(cut.items()):  # rows first: whole rows are cheap to drop
         tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor
 

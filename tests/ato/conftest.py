@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "centred": (lambda: Middle(lambda x: x - x.mean(1, keepdim=True)), rf"{MIXES} \(mean\)"),
     "padded": (lambda: Middle(lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=1.0)), VANISH),
     "shuffle": (lambda: Middle(lambda x: x[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]), RUN),
-    "literal slice": (lambda: Middle(shift_halves), f"{VANISH}|{RUN}"),
+    "literal slice": (lambda: Middle(shift_halves), f"removing some of them changes the output by|{RUN}"),
     "literal split": (lambda: Middle(lambda x: torch.cat(x.split([3, 5], 1)[::-1], 1)), RUN),
     "literal view": (lambda: Middle(lambda x: x.view(-1, 2, 4, 64).transpose(1, 2).reshape(-1, 8, 8, 8)), RUN),
     "pixel shuffle": (lambda: Middle(nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(2))), MIXES),
