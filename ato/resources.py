@@ -21,6 +21,7 @@ from atopipe.ato.axes import AXES, Axis
 from atopipe.ato.groups import Groups
 
 Count = tuple[str, Axis]  # the channels of a layer along an axis
+SMALLEST = 1e-6  # the penalty tells no smaller fractions apart
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
 
 
@@ -142,8 +143,9 @@ def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
 def budget_penalty(ratio: Tensor, target: float, margin: float) -> Tensor:
     """The penalty R of ATO (section 3.3 and its released code): a log distance to the budget, flat within `margin`.
 
-    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar.
+    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar, finite
+    even where nothing is kept.
     """
-    if float(ratio.detach()) > target:
-        return torch.log(ratio.clamp(min=target + margin) / target)
-    return torch.log(target / ratio.clamp(max=target - margin))
+    above = torch.log(ratio.clamp(min=target + margin) / target)
+    below = torch.log(target / ratio.clamp(min=SMALLEST, max=max(target - margin, SMALLEST)))
+    return torch.where(ratio > target, above, below)

@@ -82,3 +82,22 @@ def test_the_penalty_is_flat_within_the_margin() -> None:
     (slope,) = torch.autograd.grad(penalty, ratio)
     assert slope == 0
     assert penalty.item() == pytest.approx(math.log(0.305 / 0.3))
+
+
+@pytest.mark.parametrize(("ratio", "target", "margin"), [(0.0, 0.3, 0.0), (0.05, 0.09, 0.09), (0.09, 0.09, 0.2)])
+def test_the_penalty_stays_finite_at_the_edges(ratio: float, target: float, margin: float) -> None:
+    point = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
+    penalty = budget_penalty(point, target, margin)
+    penalty.backward()
+    assert torch.isfinite(penalty)
+    assert point.grad is not None
+    assert torch.isfinite(point.grad)
+
+
+def test_products_outside_of_layers_are_a_constant_part(attention: nn.Module, example: Tensor) -> None:
+    groups = find_groups(attention, example, torch.Generator().manual_seed(0))
+    cost = flops(attention, groups, example)
+    assert cost.dense == counted_flops(attention, example)
+    mask = torch.arange(24) < 10
+    small, _ = shrink(attention, groups, mask)
+    assert float(cost(groups.widths(mask))) == counted_flops(small, example)
