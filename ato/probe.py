@@ -73,12 +73,12 @@ class _Probe:
         if not sets:
             return
         defect, survivors = _try_without(self.network, (*self.accepted, *sets), self.images, self.generator)
+        surviving = [s for s in sets if s.name in survivors]
         if defect is None:
             self.accepted += sets
-        elif survivors:
-            for group_set in sets:
-                if group_set.name in survivors:
-                    self._refuse(group_set, survivors[group_set.name])
+        elif surviving:
+            for group_set in surviving:
+                self._refuse(group_set, survivors[group_set.name])
             self._judge(tuple(s for s in sets if s.name not in survivors))
         elif len(sets) == 1:
             self._refuse(sets[0], defect)
@@ -120,7 +120,8 @@ def _norms(network: nn.Module) -> list[_BatchNorm]:
 def _use_batch_statistics(network: nn.Module) -> nn.Module:
     """Norm layers as in training, all else as in evaluation: no dropout makes two runs differ."""
     for module in network.eval().modules():
-        module.train(isinstance(module, axes.CHANNEL_NORMS))
+        if isinstance(module, axes.CHANNEL_NORMS):
+            module.train()
     return network
 
 
