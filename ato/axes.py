@@ -15,6 +15,11 @@ CHANNEL_NORMS = (_BatchNorm, _InstanceNorm)
 PRUNABLE = (*MATRIX_LAYERS, *CHANNEL_NORMS, nn.PReLU)
 
 
+def is_elementwise(module: nn.Module) -> bool:
+    """A PReLU with one slope for all channels: it has a parameter, but no channel axis."""
+    return isinstance(module, nn.PReLU) and module.num_parameters == 1
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """A convolution in which every channel is filtered alone: its one channel axis is "out"."""
     return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
@@ -31,7 +36,7 @@ def refusal(module: nn.Module) -> str | None:
         return "it has no scale and shift that could be set to zero"
     if any(hasattr(module, name) and name not in module._parameters for name in ("weight", "bias")):
         return "its weights are computed from other parameters"
-    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+    if is_elementwise(module):
         return "it has one slope for all channels"
     return None
 

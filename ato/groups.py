@@ -44,6 +44,11 @@ class GroupSet:
     size: int
     members: tuple[Member, ...]
 
+    @property
+    def channels_per_group(self) -> int:
+        """1, or the number of blocks where grouped convolutions tie channels together."""
+        return min(len(member.index) // self.size for member in self.members if member.axis == "out")
+
 
 @dataclass(frozen=True)
 class Unprunable:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+Align = int | Literal["auto"]
+
 
 @dataclass(frozen=True)
 class WeightSettings:
@@ -93,11 +95,16 @@ class ProjectionSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run. `align`: widths are multiples of it where the layer is wide enough."""
+    """A whole training run.
+
+    `align`: widths are multiples of so many channels where that divides them; "auto" takes 4, 8 or 16 by width.
+    `live_shrink`: cut the network as soon as its masked groups are zero, and train the rest of the run without them.
+    """
 
     epochs: int = 24
     batch_size: int = 64
-    align: int = 8
+    align: Align = "auto"
+    live_shrink: bool = True
     weights: WeightSettings = field(default_factory=WeightSettings)
     phases: PhaseSettings = field(default_factory=PhaseSettings)
     controller: ControllerSettings = field(default_factory=ControllerSettings)
@@ -106,7 +113,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _require("epochs", self.epochs, self.epochs >= 1, "1 or more")
         _require("batch_size", self.batch_size, self.batch_size >= 2, "2 or more")
-        _require("align", self.align, self.align >= 1, "1 or more")
+        _require("align", self.align, self.align == "auto" or self.align >= 1, "1 or more, or auto")
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:

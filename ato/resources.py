@@ -6,8 +6,8 @@ widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,8 @@ from atopipe.ato import axes
 from atopipe.ato.axes import AXES, Axis
 from atopipe.ato.groups import Groups
 
+SMALLEST_RATIO = 1e-6
 Count = tuple[str, Axis]  # the channels of a layer along an axis
-SMALLEST = 1e-6  # the penalty tells no smaller fractions apart
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
 
 
@@ -56,7 +56,7 @@ class Cost:
 
     def to(self, device: torch.device) -> "Cost":
         """The same cost on another device."""
-        return Cost(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return Cost(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
@@ -77,8 +77,8 @@ def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
     return _assemble(model, groups, [*terms, (total - within_layers, None, None)])
 
 
-def params(model: nn.Module, groups: Groups) -> Cost:
-    """Number of parameters."""
+def params(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+    """Number of parameters; the same whatever the `example` image."""
     terms: list[Term] = []
     for name, module in model.named_modules():
         for tensor, parameter in module.named_parameters(recurse=False):
@@ -89,10 +89,12 @@ def params(model: nn.Module, groups: Groups) -> Cost:
     return _assemble(model, groups, terms)
 
 
+COSTS: Mapping[str, Callable[[nn.Module, Groups, Tensor], Cost]] = {"flops": flops, "params": params}
+
+
 def _extends(module: nn.Module, tensor: str, axis: Axis) -> bool:
     """Whether the tensor grows with the layer's channels along `axis`."""
-    shared = isinstance(module, nn.PReLU) and module.num_parameters == 1
-    return isinstance(module, axes.PRUNABLE) and not shared and tensor in axes.dims(module, axis)
+    return isinstance(module, axes.PRUNABLE) and not axes.is_elementwise(module) and tensor in axes.dims(module, axis)
 
 
 def count_positions(model: nn.Module, example: Tensor) -> tuple[dict[str, float], float]:
@@ -143,9 +145,8 @@ def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
 def budget_penalty(ratio: Tensor, target: float, margin: float) -> Tensor:
     """The penalty R of ATO (section 3.3 and its released code): a log distance to the budget, flat within `margin`.
 
-    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar, finite
-    even where nothing is kept.
+    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar, finite.
     """
     above = torch.log(ratio.clamp(min=target + margin) / target)
-    below = torch.log(target / ratio.clamp(min=SMALLEST, max=max(target - margin, SMALLEST)))
+    below = torch.log(target / ratio.clamp(min=SMALLEST_RATIO, max=max(target - margin, SMALLEST_RATIO)))
     return torch.where(ratio > target, above, below)

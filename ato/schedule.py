@@ -46,13 +46,18 @@ class Schedule:
         ends = {Phase.DENSE: self.dense_end, Phase.SEARCH: self.search_end, Phase.DECAY: self.decay_end}
         return next((phase for phase, end in ends.items() if step < end), Phase.SMALL)
 
+    def controller_steps(self, every: int) -> range:
+        """The steps after which the controller takes one too: every `every`-th of the search, its last one included."""
+        first = self.dense_end + (self.search_end - 1 - self.dense_end) % every
+        return range(first, self.search_end, every)
+
     def search_progress(self, step: int) -> float:
         """The part of the search that is over, in [0, 1]."""
         return min(max((step - self.dense_end) / (self.search_end - self.dense_end), 0.0), 1.0)
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the fraction `warmup` of the run, then a cosine that reaches zero with the last step."""
+    """Linear warm-up over the fraction `warmup` of the run, then a cosine that ends at zero after the last step."""
     rise = warmup * total
     if step < rise:
         return (step + 1) / (math.floor(rise) + 1)

@@ -1,68 +1,116 @@
-"""From scores of groups to the mask that is frozen: deterministic, aligned, and within the budget."""
+"""From scores of groups to the mask that is frozen: deterministic, aligned, and within every budget."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from atopipe.ato.groups import Groups
+from atopipe.ato.recipe import Align
 from atopipe.ato.resources import Cost
+
+FINEST_AUTO, COARSEST_AUTO, AUTO_STEPS = 4, 16, 8
 
 
 class BudgetError(ValueError):
     """A budget that no mask can meet."""
 
 
-def step_sizes(sizes: list[int], align: int) -> list[int]:
-    """The width step of each set: `align`, halved until a set has at least two steps and whole ones only."""
-    return [_step(size, align) for size in sizes]
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The delivered network may have at most `target` times the dense `cost`; `name` as users know it."""
+
+    name: str
+    cost: Cost
+    target: float
+
+    def holds(self, widths: Tensor) -> bool:
+        """Whether a network of these widths is within the budget."""
+        return float(self.cost(widths)) <= self.target * self.cost.dense
 
 
-def _step(size: int, align: int) -> int:
-    while align > 1 and (size % align or size < 2 * align):
-        align //= 2
-    return max(align, 1)
+def step_sizes(groups: Groups, align: Align) -> list[int]:
+    """The width step of each set in groups: as many as make `align` channels, or what comes nearest below.
 
-
-def reachable_minimum(groups: Groups, cost: Cost, align: int) -> float:
-    """The smallest possible cost as a fraction of the dense one: every set at one width step."""
-    return float(cost.ratio(torch.tensor(step_sizes(groups.sizes, align), dtype=torch.float64)))
-
-
-def check_budget(groups: Groups, cost: Cost, target: float, align: int) -> None:
-    """Raises BudgetError, naming the reachable minimum, when `target` (fraction of the dense cost) is below it."""
-    minimum = reachable_minimum(groups, cost, align)
-    if target < minimum:
-        raise BudgetError(
-            f"target {target:g} cannot be reached: with widths in steps of up to {align} channels the network keeps at "
-            f"least {minimum:.3f} of its FLOPs; raise the target or lower align"
-        )
-
-
-def select_mask(scores: Tensor, groups: Groups, cost: Cost, target: float, align: int) -> Tensor:
-    """The 0/1 mask [G] that keeps the best-scored groups at a cost of at most `target` * dense.
-
-    Within a set the groups with the highest scores are kept; widths move in steps of `align` where the set is wide
-    enough, and no set falls below one step. A step's worth is its mean score; steps are bought best first, skipping
-    what no longer fits, until nothing fits: so the cost is below the budget by less than the cheapest step left.
-    Ties are broken by position. Raises BudgetError when even one step per set is too much.
+    It is halved until it divides the set into at least two steps. "auto" takes the widest of 16, 8 and 4 channels that
+    still leaves a set eight steps: vector units work on 4 to 16 channels at once, so that widths between two steps cost
+    what the next step costs.
     """
-    check_budget(groups, cost, target, align)
-    steps = step_sizes(groups.sizes, align)
-    ranked = [part.sort(descending=True, stable=True) for part in groups.split(scores.detach().cpu().double())]
+    return [width_step(s.size, s.channels_per_group, align) for s in groups.sets]
+
+
+def width_step(size: int, channels_per_group: int, align: Align) -> int:
+    """The step, in groups, of a set of `size` groups that are `channels_per_group` channels each."""
+    wanted = _auto(size * channels_per_group) if align == "auto" else align
+    step = wanted // math.gcd(wanted, channels_per_group)
+    while step > 1 and (size % step or size < 2 * step):
+        step //= 2
+    return step
+
+
+def _auto(channels: int) -> int:
+    step = COARSEST_AUTO
+    while step > FINEST_AUTO and step * AUTO_STEPS > channels:
+        step //= 2
+    return step
+
+
+def aligned(widths: Tensor, steps: Tensor) -> Tensor:
+    """Widths moved up to the next step, at least one step; the gradient passes unchanged. Both [sets]."""
+    stepped = (widths / steps).ceil().clamp(min=1) * steps
+    return widths + (stepped - widths).detach()
+
+
+def reachable_minimum(groups: Groups, cost: Cost, align: Align) -> float:
+    """The smallest possible cost as a fraction of the dense one: every set at one width step."""
+    return float(cost.ratio(torch.tensor(step_sizes(groups, align), dtype=torch.float64)))
+
+
+def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> None:
+    """Raises BudgetError, naming the reachable minimum, for a target (fraction of the dense cost) below it."""
+    narrowest = torch.tensor(step_sizes(groups, align), dtype=torch.float64)
+    for budget in budgets:
+        if not budget.holds(narrowest):
+            minimum = float(budget.cost.ratio(narrowest))
+            raise BudgetError(
+                f"target {budget.target:g} cannot be reached: with every width at its smallest step (align {align}) "
+                f"the network keeps {minimum:.3f} of its {budget.name}; raise the target or lower align"
+            )
+
+
+def select_widths(scores: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> Tensor:
+    """The widths [sets] that the scores [G] are worth, within every budget.
+
+    Widths move in steps of `step_sizes`, and no set falls below one step. With a set's scores sorted, a step's worth
+    is the mean score of its groups; steps are bought best first, skipping what no longer fits, until nothing fits: so
+    the tightest budget is left unused by less than the cheapest step. Ties are broken by position. Raises BudgetError
+    when even one step per set is too much.
+    """
+    check_budgets(groups, budgets, align)
+    steps = step_sizes(groups, align)
     widths = torch.tensor(steps, dtype=torch.float64)
-    for index in _steps_by_worth([r.values for r in ranked], steps):
+    for index in _steps_by_worth(groups.split(scores.detach().cpu().double()), steps):
         wider = widths.clone()
         wider[index] += steps[index]
-        if float(cost(wider)) <= target * cost.dense:
+        if all(budget.holds(wider) for budget in budgets):
             widths = wider
-    masks = [
-        torch.zeros(len(r.indices)).index_fill(0, r.indices[: int(w)], 1.0) for r, w in zip(ranked, widths, strict=True)
-    ]
-    return torch.cat(masks)
+    return widths
 
 
-def _steps_by_worth(ranked: list[Tensor], steps: list[int]) -> list[int]:
+def _steps_by_worth(scores: Sequence[Tensor], steps: Sequence[int]) -> list[int]:
     """The set that each width step beyond a set's first belongs to, the step with the best mean score first."""
+    ranked = [values.sort(descending=True).values for values in scores]
     worths = [values.view(-1, step).mean(1)[1:] for values, step in zip(ranked, steps, strict=True)]
-    owners = [torch.full((len(worth),), i) for i, worth in enumerate(worths)]
-    order = torch.cat(worths).sort(descending=True, stable=True).indices
-    return torch.cat(owners)[order].tolist()
+    owners = torch.cat([torch.full((len(worth),), i) for i, worth in enumerate(worths)])
+    return list(map(int, owners[torch.cat(worths).sort(descending=True, stable=True).indices]))
+
+
+def best_groups(ranking: Tensor, groups: Groups, widths: Tensor) -> Tensor:
+    """The 0/1 mask [G] that keeps, in each set, the `width` groups that rank highest; ties by position."""
+    masks = []
+    for part, width in zip(groups.split(ranking.detach().cpu().double()), widths, strict=True):
+        order = part.sort(descending=True, stable=True).indices
+        masks.append(torch.zeros(len(part)).index_fill(0, order[: int(width)], 1.0))
+    return torch.cat(masks)

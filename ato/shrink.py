@@ -38,21 +38,22 @@ def shrink(model: nn.Module, groups: Groups, mask: Tensor) -> tuple[nn.Module, S
     return cut_copy(model, structure), structure
 
 
-def expand(small: nn.Module, full: nn.Module, structure: Structure) -> dict[str, Tensor]:
-    """A state dict at full width: the small network's values where it has some, those of `full` elsewhere.
-
-    `full` is the network that was cut, its removed groups exactly zero; what still read them is kept as it was.
-    """
-    cuts, state = cut_tensors(full, structure), small.state_dict()
-    return {name: spread(state[name], tensor, cuts.get(name, {})) for name, tensor in full.state_dict().items()}
+@torch.no_grad()
+def expand(small: nn.Module, full: nn.Module, structure: Structure) -> None:
+    """Write the small network's values into `full`, from which it was cut; the removed groups stay as they are."""
+    cuts = cut_tensors(full, structure)
+    narrow = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    for name, tensor in (*full.named_parameters(), *full.named_buffers()):
+        tensor.copy_(spread(narrow[name], tensor, cuts.get(name, {})))
 
 
 @torch.no_grad()
 def prove_lossless(
     model: nn.Module, groups: Groups, mask: Tensor, small: nn.Module, images: Tensor, generator: torch.Generator
 ) -> Lossless:
-    """Compare `model`, masked groups zero, with `small` in float64 on `images` [B, C, H, W] and as many random ones.
+    """Compare `model`, whose masked groups are zero, with `small` in float64.
 
+    On `images` [B, C, H, W] and as many random ones.
     Raises LossyError when a masked group is not exactly zero, when outputs differ by more than `TOLERANCE`, or when
     not even noise in the removed groups would change them.
     """

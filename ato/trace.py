@@ -40,10 +40,11 @@ def trace_groups(model: nn.Module, example: Tensor) -> Groups:
     finally:
         for module, mode in training.items():
             module.training = mode
-    if not isinstance(output, Tensor):
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        name = type(model).__name__
+        what = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise GraphError(
-            f"{type(model).__name__} gives a {type(output).__name__} where one tensor of logits [B, classes] is "
-            f"expected; wrap it in a module that returns the logits"
+            f"{name} returns {what}, but must return logits [images, classes]; wrap it in a module that does"
         )
     trace.finish(output)
     return _assemble(trace)
@@ -56,8 +57,8 @@ def explained(model: nn.Module, images: Tensor) -> Iterator[None]:
         yield
     except Exception as error:
         raise GraphError(
-            f"{type(model).__name__} does not run on images of shape {tuple(images.shape[1:])} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); give another model or input size"
+            f"{type(model).__name__} does not run on an image of shape {list(images.shape[1:])} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); choose another input_size or model"
         ) from error
 
 

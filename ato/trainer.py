@@ -1,8 +1,9 @@
 """Train the weights and the controller together, and remove the masked groups on the way (ATO, algorithm 1)."""
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,16 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from atopipe.ato import projection
-from atopipe.ato.controller import Controller, gumbel_noise, keep_probability, relaxed_mask, straight_through
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import group_norms, group_products, masked, scale_groups
+from atopipe.ato.masking import group_norms, group_products, scale_groups
 from atopipe.ato.optimizers import carry_over, make_optimizer, set_learning_rate
 from atopipe.ato.recipe import Recipe
-from atopipe.ato.resources import Cost, budget_penalty
-from atopipe.ato.schedule import Phase, Schedule, annealed_target, learning_rate_factor
-from atopipe.ato.selection import check_budget, select_mask
+from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
+from atopipe.ato.search import DivergedError, Search
+from atopipe.ato.selection import Budget
 from atopipe.ato.shrink import expand
-from atopipe.ato.statistics import STATISTICS
 from atopipe.ato.structure import Structure, cut_model, cut_tensors, structure_of
 
 REPORT_EVERY = 10
@@ -32,10 +31,6 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-class DivergedError(Exception):
-    """The training loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +76,17 @@ class Trainer:
         self,
         model: nn.Module,
         groups: Groups,
-        cost: Cost,
-        target: float,
+        budgets: Sequence[Budget],
         recipe: Recipe,
         steps: int,
         generator: torch.Generator,
     ) -> None:
-        check_budget(groups, cost, target, recipe.align)
-        self.model, self.groups, self.target, self.recipe, self.generator = model, groups, target, recipe, generator
-        self.device = next(model.parameters()).device
-        self.cost = cost.to(self.device)
+        self.model, self.groups, self.recipe = model, groups, recipe
         self.schedule = Schedule.of(recipe.phases, steps)
+        self.controller_steps = self.schedule.controller_steps(recipe.controller.every)
+        device = next(model.parameters()).device
+        self.search = Search(groups, budgets, recipe.controller, recipe.align, device, generator)
         self.optimizer = make_optimizer(model, recipe.weights)
-        self.controller = Controller(groups.sizes, generator).to(self.device)
-        settings = recipe.controller
-        self.controller_optimizer = torch.optim.AdamW(
-            self.controller.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
         self.finished_steps = 0
         self.frozen_mask: Tensor | None = None
         self.full: tuple[nn.Module, Structure] | None = None  # the network before it was cut, and the cut
@@ -109,32 +98,26 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; returns loss and number of correct predictions as tensors, without waiting for them."""
-        phase = self.phase
-        if phase in (Phase.DECAY, Phase.SMALL) and self.frozen_mask is None:
-            self.frozen_mask = self.best_mask()
-        loss, correct = self._weight_step(images, labels)
-        if phase is Phase.SEARCH and self.finished_steps % self.recipe.controller.every == 0:
-            self._controller_step(images, labels)
-        self.finished_steps += 1
-        if self.full is None and self.phase is Phase.SMALL and self.frozen_mask is not None:
-            self._cut(self.frozen_mask)
-        return loss, correct
+        result = self._weight_step(images, labels)
+        if self.finished_steps in self.controller_steps:
+            self.search.step(self.model, images, labels, self.schedule.search_progress(self.finished_steps + 1))
+        self._advance()
+        return result
 
-    def best_mask(self) -> Tensor:
-        """The deterministic mask [G] that the controller's keep-probabilities give within the budget."""
-        with torch.no_grad():
-            scores = self.controller()  # keep-probabilities rise with the logits, which do not saturate
-        return select_mask(scores, self.groups, self.cost.to(torch.device("cpu")), self.target, self.recipe.align)
+    def _advance(self) -> None:
+        """Count the step; freeze the mask where the search ends, cut the network where its masked groups are zero."""
+        self.finished_steps += 1
+        if self.finished_steps == self.schedule.search_end:
+            self.frozen_mask = self.search.best_mask()
+        if self.finished_steps == self.schedule.decay_end and self.recipe.live_shrink:
+            self._cut()
 
     def flops_kept(self) -> float:
-        """The cost of the mask, a fraction of dense: of what the controller would keep now, or of what is frozen."""
+        """The first budget's cost at the frozen mask or, before, at the likely one; a fraction of dense."""
         if self.phase is Phase.DENSE:
             return 1.0
-        mask = self.frozen_mask
-        if mask is None:
-            with torch.no_grad():
-                mask = (keep_probability(self.controller(), self.recipe.controller.offset) >= 0.5).float()
-        return float(self.cost.ratio(self.groups.widths(mask)))
+        mask = self.search.likely_mask() if self.frozen_mask is None else self.frozen_mask
+        return float(self.search.budgets[0].cost.ratio(self.groups.widths(mask.cpu())))
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -143,13 +126,18 @@ class Trainer:
 
     def trained_model(self) -> tuple[nn.Module, Tensor]:
         """The network at full width, masked groups exactly zero, and its mask; after the decay phase only."""
-        if self.frozen_mask is None or self.phase is not Phase.SMALL:
+        if self.finished_steps < self.schedule.decay_end:
             raise RuntimeError("the masked groups are not zero before the decay phase has ended")
         if self.full is None:
-            return self.model, self.frozen_mask
+            return self.model, self._mask()
         model, structure = self.full
-        model.load_state_dict(expand(self.model, model, structure))
-        return model, self.frozen_mask
+        expand(self.model, model, structure)
+        return model, self._mask()
+
+    def _mask(self) -> Tensor:
+        if self.frozen_mask is None:
+            raise RuntimeError("there is no mask before the search has ended")
+        return self.frozen_mask
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.model.train()
@@ -167,25 +155,26 @@ class Trainer:
             self._project(removed, step_lambda * rate, before)
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
+    @torch.no_grad()
     def _projected(self) -> tuple[Tensor | None, float]:
         """Which groups the projection moves in this step (bool [G], or none), and its lambda."""
         settings = self.recipe.projection
-        if self.phase is Phase.DECAY and self.frozen_mask is not None:
+        if self.frozen_mask is not None and self.full is None:
             return self.frozen_mask < 0.5, settings.decay_lambda
         if self.phase is Phase.SEARCH and settings.search_lambda > 0:
-            with torch.no_grad():
-                return keep_probability(self.controller(), self.recipe.controller.offset) < 0.5, settings.search_lambda
+            return self.search.likely_mask() < 0.5, settings.search_lambda
         return None, 0.0
 
     @torch.no_grad()
     def _project(self, removed: Tensor, step: float, before: nn.Module | None) -> None:
+        counts = [int(count) for count in self.groups.widths(removed.cpu().double())]
         norms = group_norms(self.model, self.groups)
         removed = removed.to(norms.device)
-        counts = [int(part.sum()) for part in self.groups.split(removed)]
         shares = torch.tensor(projection.set_shares(counts)).repeat_interleave(torch.tensor(self.groups.sizes))
         steps = step * shares.to(norms)
-        if self.phase is Phase.DECAY:
-            steps = steps.maximum(projection.decay_step(norms, self.schedule.decay_end - self.finished_steps))
+        if self.frozen_mask is not None:
+            left = max(self.schedule.decay_end - self.finished_steps, 1)  # once zero, held at zero
+            steps = steps.maximum(projection.decay_step(norms, left))
         factors = projection.proximal_factor(norms, steps)
         if before is not None and self.recipe.projection.half_space is not None:
             inner = group_products(self.model, before, self.groups) * factors
@@ -194,23 +183,9 @@ class Trainer:
             )
         scale_groups(self.model, self.groups, torch.where(removed, factors, 1.0))
 
-    def _controller_step(self, images: Tensor, labels: Tensor) -> None:
-        settings = self.recipe.controller
-        logits = self.controller()
-        relaxed = relaxed_mask(logits, gumbel_noise(logits, self.generator), settings.offset, settings.temperature)
-        with STATISTICS[settings.statistics](self.model), masked(self.model, self.groups, relaxed):
-            loss = cross_entropy(self.model(images), labels)
-        sampled = relaxed_mask(logits, gumbel_noise(logits, self.generator), settings.offset, settings.temperature)
-        ratio = self.cost.ratio(self.groups.widths(straight_through(sampled)))
-        target = annealed_target(self.target, self.schedule.search_progress(self.finished_steps + 1), settings.anneal)
-        loss = loss + settings.budget_weight * budget_penalty(ratio, target, settings.margin).float()
-        parameters = list(self.controller.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
-        self.controller_optimizer.step()
-
-    def _cut(self, mask: Tensor) -> None:
+    def _cut(self) -> None:
         """Go on with the small network: zero groups can never matter again, so keeping them would only cost time."""
+        mask = self._mask()
         structure = structure_of(self.model, self.groups, mask)
         cuts = cut_tensors(self.model, structure)
         before = dict(self.model.named_parameters())
@@ -224,8 +199,7 @@ class Trainer:
 def train(
     model: nn.Module,
     groups: Groups,
-    cost: Cost,
-    target: float,
+    budgets: Sequence[Budget],
     *,
     train_batches: Batches,
     val_batches: Batches,
@@ -233,12 +207,12 @@ def train(
     generator: torch.Generator,
     report: Callable[[Progress | EpochRecord], None],
 ) -> Trained:
-    """Train `model` (in place) and prune it to `target` times its dense cost; every epoch is reported.
+    """Train `model` and prune it until every budget holds; every epoch is reported.
 
-    Raises BudgetError before the first step when the target cannot be reached, DivergedError when the loss is no
-    longer finite.
+    `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
+    DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator.
     """
-    trainer = Trainer(model, groups, cost, target, recipe, recipe.epochs * len(train_batches), generator)
+    trainer = Trainer(model, groups, budgets, recipe, recipe.epochs * len(train_batches), generator)
     history = []
     for epoch in range(1, recipe.epochs + 1):
         record = _train_epoch(trainer, epoch, train_batches, val_batches, report)
@@ -281,7 +255,7 @@ def _train_epoch(
 
 
 def _finite(loss: float, step: int) -> float:
-    if loss - loss != 0:
+    if not math.isfinite(loss):
         raise DivergedError(f"the training loss is {loss} after step {step}; lower weights.learning_rate")
     return loss
 

@@ -5,12 +5,22 @@ Pure functions of (images [B, C, H, W] in 0..255, generator); every image draws 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atopipe.pipeline.images import SMALL, Size
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def usual_augmentation(size: Size) -> Augmentation:
+    """Windows of the padded image for small ones, as is usual on CIFAR; random resized crops for large ones."""
+    if max(size) <= SMALL:
+        return partial(pad_crop_flip, padding=min(size) // 8)
+    return partial(resized_crop_flip, size=size)
 
 
 def plain(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -86,6 +86,12 @@ def configured(command: Command) -> Command:
     options = [
         _option("--model", help="torchvision classification model, or your_pkg.mod:factory."),
         _option("--target-flops", metavar="FRACTION", help=TARGET_HELP),
+        _option(
+            "--target-params", metavar="FRACTION", help="The same for the number of parameters; both may be given."
+        ),
+        _option(
+            "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
+        ),
         _option("--data", metavar="SOURCE", help="digits (default) or imagefolder:PATH with train/ and val/ or test/."),
         _option("--config", metavar="FILE", help="YAML file of settings; options given here override it."),
         _option("--recipe", metavar="NAME", help="How to train: a recipe's name (default quick) or YAML file."),
@@ -210,9 +216,14 @@ def _configuration(options: dict[str, str | None]) -> "Config":
 
 def _default_output(config: "Config") -> Path:
     """runs/resnet50-digits-0.3-seed0."""
-    words = (config.model.name, config.data.source.rstrip("/").rpartition("/")[2], f"{config.target_flops:g}")
+    words = (config.model.name, config.data.source.rstrip("/").rpartition("/")[2], *_target_words(config))
     safe = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in word).strip("-") for word in words)
     return Path("runs") / f"{safe}-seed{config.seed}"
+
+
+def _target_words(config: "Config") -> list[str]:
+    """0.3 for a FLOPs target; other costs are named."""
+    return [f"{target:g}" if cost == "flops" else f"{cost}{target:g}" for cost, target in config.targets.items()]
 
 
 def _execute(names: Sequence[str], run: "RunDirectory", display: "Display", *, force: bool, machine: bool) -> None:

@@ -24,6 +24,8 @@ DEFAULT_RECIPE = "quick"
 FLAGS: Mapping[str, str] = {
     "model.name": "--model",
     "target_flops": "--target-flops",
+    "target_params": "--target-params",
+    "recipe.align": "--align",
     "data.source": "--data",
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
@@ -31,6 +33,7 @@ FLAGS: Mapping[str, str] = {
     "device": "--device",
     "threads": "--threads",
 }
+TARGETS = ("target_flops", "target_params")
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
 
 
@@ -59,17 +62,27 @@ class ValidationSettings(Section):
     latency_s: float = Field(default=10.0, gt=0, le=3600)
 
 
+Target = Annotated[float, Field(gt=0, le=1)] | None
+
+
 class Config(Section):
-    """Everything a run depends on. `threads` changes how fast a run is, not which run it is."""
+    """Everything a run depends on; at least one target. `threads` changes how fast a run is, not which run it is."""
 
     model: ModelSettings
-    target_flops: float = Field(gt=0, le=1)
+    target_flops: Target = None
+    target_params: Target = None
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
     validation: ValidationSettings = ValidationSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Cost -> the fraction of the dense network's that may be kept; the costs of `atopipe.ato.resources.COSTS`."""
+        given = {name.removeprefix("target_"): getattr(self, name) for name in TARGETS}
+        return {cost: target for cost, target in given.items() if target is not None}
 
     def resolved(self) -> dict[str, Any]:
         """Every value in plain types; `load_config` of it gives the same configuration."""
@@ -100,9 +113,12 @@ def parse_config(raw: Mapping[str, object]) -> Config:
     for name, known in _unknown_keys(raw, Config):
         raise UsageError(f"unknown configuration key '{name}': {_hint(name.rpartition('.')[2], known)}")
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
     except ValidationError as error:
         raise UsageError(_sentence(error.errors()[0])) from None
+    if not config.targets:
+        raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
+    return config
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -195,7 +211,7 @@ def _sentence(error: ErrorDetails) -> str:
     path = ".".join(part for part in error["loc"] if isinstance(part, str))
     name = FLAGS.get(path, FLAGS.get(f"{path}.name", path))
     if error["type"] == "missing":
-        example = {"--model": "--model resnet50", "--target-flops": "--target-flops 0.3"}.get(name, name)
+        example = {"--model": "--model resnet50"}.get(name, name)
         return f"{name} is missing: give it, e.g. '{example}'"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
@@ -207,12 +223,14 @@ def _sentence(error: ErrorDetails) -> str:
 
 
 def _allowed(path: str, error: ErrorDetails) -> str:
-    if path == "target_flops":
-        return "a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's FLOPs"
+    if path in TARGETS:
+        kept = {"target_flops": "FLOPs", "target_params": "parameters"}[path]
+        return f"a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's {kept}"
     ranges = {
         "data.input_size": "a whole number of pixels from 8 to 4096",
         "data.val_fraction": "a number between 0 and 1",
         "validation.latency_s": "a number of seconds above 0 and at most 3600",
+        "recipe.align": "auto or a whole number of channels",
         "seed": "a whole number from 0 to 4294967295",
         "threads": "a whole number from 1 to 1024",
     }

@@ -1,12 +1,14 @@
-"""Data sets by name: `digits`, `imagefolder:PATH`. A new source is a file in `sources` and a line in SOURCES."""
+"""Data sets by name, and the user's own. A new source is a file in `sources` and a line in SOURCES."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from atopipe.pipeline.factories import is_factory_name, is_importable
 from atopipe.pipeline.images import DataError, OnProgress
 from atopipe.pipeline.nearest import did_you_mean
-from atopipe.pipeline.sources import digits, imagefolder
+from atopipe.pipeline.sources import cifar, digits, factory, imagefolder
 from atopipe.pipeline.splits import Data, Request
 
 
@@ -20,13 +22,16 @@ class Source:
 
 SOURCES: Mapping[str, Source] = {
     "digits": Source(digits.load),
+    "cifar10": Source(partial(cifar.load, cifar.CIFAR10), "DIR"),
+    "cifar100": Source(partial(cifar.load, cifar.CIFAR100), "DIR"),
     "imagefolder": Source(imagefolder.load, "PATH"),
 }
+FACTORY = "your_pkg.mod:factory"
 
 
 def source_names() -> tuple[str, ...]:
     """The sources as they are written on the command line."""
-    return tuple(_written(name) for name in SOURCES)
+    return (*(_written(name) for name in SOURCES), FACTORY)
 
 
 def load_data(
@@ -42,12 +47,21 @@ def load_data(
     `input_size` is the side of the square input, chosen from the images if absent. `on_progress(done, total)` is called
     while images are decoded. Raises DataError (exit code 2), or MissingDataError (5) if there is no such data.
     """
+    request = Request(seed, input_size, val_fraction)
     name, _, argument = source.partition(":")
+    if _names_a_factory(source, name):
+        return factory.load(source, request)
     if name not in SOURCES:
         raise DataError(f"unknown data source '{source}': {_suggestion(source, name)}")
     if bool(argument) != bool(SOURCES[name].argument):
         raise DataError(f"data source '{source}' is incomplete or has too much: write {_written(name)}")
-    return SOURCES[name].load(argument, Request(seed, input_size, val_fraction), on_progress)
+    return SOURCES[name].load(argument, request, on_progress)
+
+
+def _names_a_factory(source: str, name: str) -> bool:
+    """A slip of the pen in the name of a source (`imagefoldr:data`) looks like a factory, but cannot be imported."""
+    misspelt = did_you_mean(name, SOURCES) is not None
+    return name not in SOURCES and is_factory_name(source) and (not misspelt or is_importable(name))
 
 
 def _written(name: str) -> str:
@@ -58,4 +72,5 @@ def _written(name: str) -> str:
 def _suggestion(source: str, name: str) -> str:
     if Path(source).is_dir():
         return f"did you mean imagefolder:{source}?"
-    return did_you_mean(name, SOURCES) or f"give {' or '.join(source_names())}"
+    *most, last = source_names()
+    return did_you_mean(name, SOURCES) or f"give {', '.join(most)} or {last}"

@@ -58,7 +58,7 @@ LEAF_EXIT_CODES: Mapping[str, int] = {
     "atopipe.ato.selection.BudgetError": UsageError.exit_code,
     "atopipe.ato.schedule.ScheduleError": UsageError.exit_code,
     "atopipe.ato.structure.StructureError": EXPORT_OR_PARITY,
-    "atopipe.ato.trainer.DivergedError": AtopipeError.exit_code,
+    "atopipe.ato.search.DivergedError": AtopipeError.exit_code,
     "atopipe.ato.shrink.LossyError": EXPORT_OR_PARITY,
     "atopipe.export.onnx.ExportError": EXPORT_OR_PARITY,
     "atopipe.validate.parity.ParityError": EXPORT_OR_PARITY,

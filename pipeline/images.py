@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from atopipe.pipeline.errors import AtopipeError, MissingError, UsageError
+from atopipe.pipeline.memory import require_memory
 
 Size = tuple[int, int]  # height, width
 Pixels = NDArray[np.uint8]  # [C, H, W], or [N, C, H, W]
@@ -141,7 +142,7 @@ def _reading(path: Path) -> Iterator[Image.Image]:
 
 def read_all(paths: Sequence[Path], resize: Size, crop: Size, on_progress: OnProgress | None = None) -> Pixels:
     """Every file decoded, in order, by several threads: uint8 [N, 3, H, W]; DataError for the first broken one."""
-    pixels = np.empty((len(paths), 3, *crop), np.uint8)
+    pixels = allocate_pixels(len(paths), crop)
 
     def fill(start: int) -> int:
         for index in range(start, min(start + CHUNK, len(paths))):
@@ -156,6 +157,23 @@ def read_all(paths: Sequence[Path], resize: Size, crop: Size, on_progress: OnPro
     finally:
         pool.shutdown(cancel_futures=True)
     return pixels
+
+
+def resized(pixels: Pixels, size: Size) -> Pixels:
+    """Every image of [N, C, H, W], with one channel or three, as `to_pixels` makes it: uint8 [N, 3, *size]."""
+    if pixels.shape[1:] == (3, *size):
+        return pixels
+    scaled = allocate_pixels(len(pixels), size)
+    for image, place in zip(pixels, scaled, strict=True):
+        place[:] = to_pixels(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size, size)
+    return scaled
+
+
+def allocate_pixels(count: int, size: Size) -> Pixels:
+    """uint8 [count, 3, *size], not yet filled; raises MissingError where the memory for it is lacking."""
+    what = f"{count:,} images of {size[1]}x{size[0]} pixels"
+    require_memory(what, count * 3 * size[0] * size[1], "lower --input-size or take fewer images")
+    return np.empty((count, 3, *size), np.uint8)
 
 
 def available_cores() -> int:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from atopipe.ato.recipe import Align
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.display import QuietDisplay
 from atopipe.pipeline.summary import both_readings, scaled
@@ -37,7 +38,7 @@ class Inspection:
     unprunable: tuple[Whole, ...]
     flops: float
     params: float
-    align: int
+    align: Align
     minimum_flops: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,8 +52,8 @@ class Inspection:
         lines += [f"{w.name} ({w.size} channels) stays whole: {w.reason}" for w in self.unprunable]
         shape = "x".join(map(str, self.input))
         totals = f"{scaled(self.flops)} FLOPs (2 x multiply-accumulates), {scaled(self.params)} parameters"
-        low = f"{self.minimum_flops:.4f} of the dense FLOPs with widths in steps of {self.align}"
-        example = both_readings(0.3)
+        low = f"{self.minimum_flops:.4f} of the dense FLOPs with widths aligned to {self.align}"
+        example = both_readings({"flops": 0.3})
         return "\n".join(
             [*lines, "", f"{self.model}, input {shape}: {totals}", f"reachable: {low}", f"target {example}"]
         )
@@ -76,7 +77,7 @@ def inspect_model(config: Config) -> Inspection:
         sets=tuple(Set(s.name, s.size, len({member.module for member in s.members})) for s in groups.sets),
         unprunable=tuple(Whole(u.name, u.size, u.reason) for u in groups.unprunable),
         flops=cost.dense,
-        params=params(model, groups).dense,
+        params=params(model, groups, example).dense,
         align=align,
         minimum_flops=reachable_minimum(groups, cost, align),
     )

@@ -1,7 +1,7 @@
 """A data set as the other stages see it: two splits that hand out batches, from memory or from disk."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,14 +33,17 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Decoded images, uint8 [N, C, H, W]; on the device as a whole where they fit."""
+    """Decoded images, uint8 [N, C, H, W]; copied to the device as a whole, once, where they fit."""
 
     pixels: Tensor
+    copies: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        pixels = self.pixels.to(device) if _fits(self.pixels, device) else self.pixels
-        for indices in plan:
-            yield pixels[indices.to(pixels.device)].to(device)
+        if device not in self.copies:
+            self.copies[device] = self.pixels.to(device) if _fits(self.pixels, device) else self.pixels
+        pixels = self.copies[device]
+        for indices in plan:  # a copy that blocked would make every step wait for the one before it
+            yield pixels[indices.to(pixels.device, non_blocking=True)].to(device)
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:
@@ -76,6 +79,17 @@ class OnDisk(Dataset[Tensor | DataError]):
             yield batch.to(device, non_blocking=True)
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some images of a store, by their indices [N]."""
+
+    images: ImageStore
+    indices: Tensor
+
+    def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        return self.images.read([self.indices[positions] for positions in plan], device)
+
+
 def _stack(images: Sequence[Tensor | DataError]) -> Tensor | DataError:
     errors = [image for image in images if isinstance(image, DataError)]
     return errors[0] if errors else torch.stack([image for image in images if isinstance(image, Tensor)])
@@ -92,6 +106,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The images at `indices` [N], in their order."""
+        return replace(self, images=Chosen(self.images, indices), labels=self.labels[indices])
 
     def batches(
         self,
@@ -131,17 +149,17 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.generator is None:
             return self._read(torch.arange(len(self.split)), None)
-        order = torch.randperm(len(self.split), generator=self.generator, device=self.generator.device).cpu()
+        order = _random_order(len(self.split), self.generator)
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
         return self._read(order, int(seed))
 
     def _read(self, order: Tensor, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         plan = torch.split(order, self.batch_size)[: len(self)]
-        labels = self.split.labels.to(self.device)
+        labels = torch.split(self.split.labels[order].to(self.device), self.batch_size)
         normalise = self._normalisation()
         for position, images in enumerate(self.split.images.read(plan, self.device)):
             changed = images if seed is None else self.augment(images, self._noise(seed + position))
-            yield normalise(changed), labels[plan[position].to(self.device)]
+            yield normalise(changed), labels[position]
 
     def _noise(self, seed: int) -> torch.Generator:
         """Each batch has its own random numbers, so that none depends on how many the batches before it drew."""
@@ -164,6 +182,36 @@ class Data:
     preprocessing: Preprocessing
     train: Split
     val: Split
+
+    def subset(self, train_count: int, generator: torch.Generator) -> "Data":
+        """The same data with `train_count` of the training images, in the same shares of each class.
+
+        Validation and preprocessing stay as they are. Raises DataError if there are not so many images.
+        """
+        if not SMALLEST_BATCH <= train_count <= len(self.train):
+            limits = f"{self.name} has {len(self.train):,}, choose 2 or more of them"
+            raise DataError(f"a subset of {train_count:,} training images is impossible: {limits}")
+        train = self.train.take(stratified(self.train.labels, train_count, generator))
+        return replace(self, description=f"{self.description}, {train_count:,} of them used for training", train=train)
+
+
+def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices, ascending, of `count` random items; each class has its share of them, to within one item.
+
+    In random order, the r-th of a class of n stands at (r + 1/2) / n; those which stand first are taken, and where some
+    of several classes stand together, those of a random class.
+    """
+    labels = _random_order(int(labels.max()) + 1, generator)[labels]
+    order = _random_order(len(labels), generator)
+    order = order[labels[order].argsort(stable=True)]  # class after class
+    sizes = labels.bincount()
+    own, starts = sizes[labels[order]], (sizes.cumsum(0) - sizes)[labels[order]]
+    place = (torch.arange(len(labels)) - starts + 0.5).double() / own
+    return order[place.argsort(stable=True)[:count]].sort().values
+
+
+def _random_order(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, device=generator.device).cpu()
 
 
 @dataclass(frozen=True)

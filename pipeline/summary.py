@@ -8,8 +8,12 @@ GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",
     "parity.max_rel_diff": "torch = ONNX Runtime",
     "flops.ratio": "FLOPs within target",
+    "params.ratio": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",
 }
+
+
+COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,13 @@ class Summary:
     title: str
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
-    target: float
+    targets: Mapping[str, float]
     model: str
     seconds: float
 
     def notes(self) -> tuple[str, ...]:
         return (
-            f"target  {both_readings(self.target)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
+            f"target  {both_readings(self.targets)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
         )
 
@@ -72,7 +76,7 @@ def summarise(
     title: str,
     metrics: Mapping[str, float],
     gates: Sequence[Mapping[str, Any]],
-    target: float,
+    targets: Mapping[str, float],
     model: str,
     seconds: float,
 ) -> Summary:
@@ -85,7 +89,7 @@ def summarise(
         _accuracy(metrics),
     ]
     verdicts = tuple(_verdict(gate) for gate in gates)
-    return Summary(title, tuple(row for row in rows if row), verdicts, target, model, seconds)
+    return Summary(title, tuple(row for row in rows if row), verdicts, targets, model, seconds)
 
 
 def _verdict(gate: Mapping[str, Any]) -> Verdict:
@@ -93,10 +97,12 @@ def _verdict(gate: Mapping[str, Any]) -> Verdict:
     return Verdict(GATES.get(gate["name"], gate["name"]), gate["outcome"], f"{measured}, {gate['limit']}")
 
 
-def both_readings(target: float) -> str:
-    """A FLOPs target read both ways."""
-    kept = 100 * target
-    return f"{target:g} of the dense FLOPs: keep at most {kept:g} %, prune {100 - kept:g} %"
+def both_readings(targets: Mapping[str, float]) -> str:
+    """Targets by cost, each read both ways."""
+    return "; ".join(
+        f"{target:g} of the dense {COST_NAMES[cost]}: keep at most {100 * target:g} %, prune {100 - 100 * target:g} %"
+        for cost, target in targets.items()
+    )
 
 
 def _pair(

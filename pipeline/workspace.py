@@ -1,7 +1,5 @@
 """What the stages of one process share: device, data, network. Loaded once, when first asked for."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,18 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from atopipe.pipeline.splits import Data, ImageStore
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Some images of a split, by their indices [N]: classes often lie one after the other, so the first will not do."""
-
-    images: "ImageStore"
-    indices: "Tensor"
-
-    def read(self, plan: "Sequence[Tensor]", device: "torch.device") -> "Iterator[Tensor]":
-        return self.images.read([self.indices[positions] for positions in plan], device)
+    from atopipe.pipeline.splits import Data
 
 
 class Workspace:
@@ -85,19 +72,20 @@ class Workspace:
         return build_model(self.config.model.name, len(self.data.labels), self.config.model.args)
 
     def generator(self, offset: int = 0) -> "torch.Generator":
-        """A CPU generator of the run's seed; an `offset` gives a stream of its own."""
+        """A CPU generator of the run's seed; an `offset` gives a stream of its own, unlike that of any other seed."""
+        import numpy as np
         import torch
 
-        return torch.Generator().manual_seed(self.config.seed + offset)
+        state = np.random.SeedSequence([self.config.seed, offset]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
 
     def images(self, count: int) -> "Tensor":
         """`count` (or all) preprocessed validation images, spread over the set: float32 [N, C, H, W], on the CPU."""
         import torch
 
         split = self.data.val
-        chosen = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
-        part = replace(split, images=Chosen(split.images, chosen), labels=split.labels[chosen])
-        images, _ = next(iter(part.batches(len(part), device="cpu")))
+        chosen = split.take(torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
+        images, _ = next(iter(chosen.batches(len(chosen), device="cpu")))
         return images
 
     @cached_property

@@ -3,12 +3,11 @@
 from functools import partial
 
 import numpy as np
-import torch
-from PIL import Image
 
-from atopipe.pipeline.augment import Augmentation, plain, shift_rotate
-from atopipe.pipeline.images import DataError, OnProgress, Pixels, Preprocessing, channel_statistics, to_pixels
-from atopipe.pipeline.splits import Data, InMemory, Request, Split
+from atopipe.pipeline.arrays import LabelledImages, data_from_arrays
+from atopipe.pipeline.augment import Augmentation, shift_rotate
+from atopipe.pipeline.images import DataError, OnProgress
+from atopipe.pipeline.splits import Data, Request
 
 SIDE = 32  # four times the scans' own
 WHITE = 16
@@ -20,32 +19,23 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    scans, labels = load_digits(return_X_y=True)
-    side = request.input_size or SIDE
-    pixels = np.stack([_pixels(scan.reshape(8, 8), side) for scan in scans])
+    scans, digits = load_digits(return_X_y=True)
+    pixels = np.round(scans.reshape(-1, 1, 8, 8) * 255 / WHITE).astype(np.uint8)
     try:
-        train, val = train_test_split(
-            np.arange(len(labels)), test_size=request.val_fraction, stratify=labels, random_state=request.seed
+        parts = train_test_split(
+            pixels, digits.astype(np.int64), test_size=request.val_fraction, stratify=digits, random_state=request.seed
         )
     except ValueError as error:
         raise DataError(
             f"a validation fraction of {request.val_fraction} is impossible with digits: use 0.2"
         ) from error
-    mean, std = channel_statistics(pixels[train])
-    preprocessing = Preprocessing((side, side), (side, side), mean, std)
-
-    def split(indices: np.ndarray, augmentation: Augmentation) -> Split:
-        images = InMemory(torch.from_numpy(pixels[indices]))
-        return Split(images, torch.from_numpy(labels[indices].astype(np.int64)), preprocessing, augmentation)
-
-    description = (
-        f"digits: {len(labels):,} scans of handwritten digits that come with scikit-learn, 10 classes, "
-        f"{side}x{side} pixels ({len(train):,} for training, {len(val):,} for validation)"
+    train_pixels, val_pixels, train_labels, val_labels = parts
+    return data_from_arrays(
+        "digits",
+        f"digits: {len(digits):,} scans of handwritten digits that come with scikit-learn",
+        tuple(str(digit) for digit in range(10)),
+        LabelledImages(train_pixels, train_labels),
+        LabelledImages(val_pixels, val_labels),
+        input_size=request.input_size or SIDE,
+        augmentation=AUGMENTATION,
     )
-    names = tuple(str(digit) for digit in range(10))
-    return Data("digits", description, names, preprocessing, split(train, AUGMENTATION), split(val, plain))
-
-
-def _pixels(scan: np.ndarray, side: int) -> Pixels:
-    image = Image.fromarray(np.round(scan * 255 / WHITE).astype(np.uint8))
-    return to_pixels(image, (side, side), (side, side))

@@ -1,14 +1,12 @@
 """`imagefolder:PATH`: images in PATH/train/<class>/ and PATH/val/<class>/ or PATH/test/<class>/."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
-from atopipe.pipeline.augment import Augmentation, pad_crop_flip, plain, resized_crop_flip
+from atopipe.pipeline.augment import plain, usual_augmentation
 from atopipe.pipeline.images import (
     SMALL,
     DataError,
@@ -22,6 +20,7 @@ from atopipe.pipeline.images import (
     read_size,
     resize_for,
 )
+from atopipe.pipeline.memory import available_memory
 from atopipe.pipeline.splits import Data, ImageStore, InMemory, OnDisk, Request, Split
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -66,17 +65,9 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     )
     splits = (
         Split(store, torch.tensor(files.labels), preprocessing, augmentation)
-        for store, files, augmentation in zip(images, (train, val), (_augmentation(size), plain), strict=True)
+        for store, files, augmentation in zip(images, (train, val), (usual_augmentation(size), plain), strict=True)
     )
     return Data("imagefolder", description, train.classes, preprocessing, *splits)
-
-
-def available_memory() -> int:
-    """Bytes this process may still take: the machine's, or its container's limit if that is less."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    free = psutil.virtual_memory().available
-    return free if text == "max" else min(free, int(text))
 
 
 def _decode(crops: tuple[tuple[Files, Size], ...], resize: Size, on_progress: OnProgress | None) -> list[Pixels]:
@@ -90,12 +81,6 @@ def _decode(crops: tuple[tuple[Files, Size], ...], resize: Size, on_progress: On
     for files, crop in crops:
         decoded.append(read_all(files.paths, resize, crop, report))
     return decoded
-
-
-def _augmentation(size: Size) -> Augmentation:
-    if max(size) <= SMALL:
-        return partial(pad_crop_flip, padding=min(size) // 8)
-    return partial(resized_crop_flip, size=size)
 
 
 def _natural_size(paths: tuple[Path, ...]) -> Size:

@@ -8,7 +8,7 @@ from atopipe.pipeline.summary import Summary, summarise
 
 NAME = "report"
 INPUTS = ("train", "shrink", "export", "validate")
-SETTINGS = ("model", "data", "target_flops", "seed")
+SETTINGS = ("model", "data", "target_flops", "target_params", "seed")
 LIBRARIES: tuple[str, ...] = ()
 
 
@@ -27,4 +27,4 @@ def summary_of(run: RunDirectory) -> Summary:
     seconds = sum(result.seconds for result in results)
     model = run.artifact("export", "model.onnx")
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
-    return summarise(title, metrics, gates, run.config.target_flops, str(model), seconds)
+    return summarise(title, metrics, gates, run.config.targets, str(model), seconds)

@@ -37,8 +37,8 @@ def run(context: Context) -> dict[str, float]:
     counts = {
         "flops.dense": flops(model, whole, workspace.example).dense,
         "flops.shrunk": flops(small, whole, workspace.example).dense,
-        "params.dense": params(model, whole).dense,
-        "params.shrunk": params(small, whole).dense,
+        "params.dense": params(model, whole, workspace.example).dense,
+        "params.shrunk": params(small, whole, workspace.example).dense,
     }
     return {
         **counts,

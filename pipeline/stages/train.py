@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.summary import both_readings
+from atopipe.pipeline.summary import COST_NAMES, both_readings
 
 if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 NAME = "train"
 INPUTS: tuple[str, ...] = ()
-SETTINGS = ("model", "data", "target_flops", "recipe", "seed", "device")
+SETTINGS = ("model", "data", "target_flops", "target_params", "recipe", "seed", "device")
 LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy")
+NAMED = 2  # unprunable widths that are named before training; `atopipe inspect` names all
 
 
 def run(context: Context) -> dict[str, float]:
     from atopipe.ato.probe import find_groups
-    from atopipe.ato.resources import flops
-    from atopipe.ato.selection import check_budget
+    from atopipe.ato.resources import COSTS
+    from atopipe.ato.selection import Budget, check_budgets
     from atopipe.ato.trainer import train
 
     config, workspace = context.config, context.workspace
@@ -32,16 +33,19 @@ def run(context: Context) -> dict[str, float]:
     workspace.check_model()
     model = workspace.new_model()
     groups = find_groups(model, workspace.example, workspace.generator())
-    cost = flops(model, groups, workspace.example)
-    check_budget(groups, cost, config.target_flops, recipe.align)
-    context.display.say(f"target  {both_readings(config.target_flops)}")
+    budgets = [
+        Budget(COST_NAMES[cost], COSTS[cost](model, groups, workspace.example), target)
+        for cost, target in config.targets.items()
+    ]
+    check_budgets(groups, budgets, recipe.align)
+    context.display.say(f"groups  {_described(groups)}")
+    context.display.say(f"target  {both_readings(config.targets)}")
 
     device, data, order = workspace.device, workspace.data, workspace.generator(1)
     trained = train(
         model.to(device),
         groups,
-        cost,
-        config.target_flops,
+        budgets,
         train_batches=data.train.batches(recipe.batch_size, device=device, generator=order),
         val_batches=data.val.batches(recipe.batch_size, device=device),
         recipe=recipe,
@@ -58,6 +62,15 @@ def _save(context: Context, groups: "Groups", trained: "Trained") -> None:
     save_tensors(context.folder / "weights.safetensors", trained.model.state_dict())
     save_tensors(context.folder / "masks.safetensors", masks)
     write_json(context.folder / "history.json", [asdict(record) for record in trained.history])
+
+
+def _described(groups: "Groups") -> str:
+    """How much can be pruned, and what stays whole with its reason, so that nothing is skipped in silence."""
+    named = [f"'{u.name}' ({u.reason})" for u in groups.unprunable[:NAMED]]
+    more = len(groups.unprunable) - len(named)
+    whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
+    widths = f"{groups.total:,} groups of channels in {len(groups.sets)} widths can be pruned"
+    return f"{widths}; whole stays {whole}" if whole else widths
 
 
 def _show(context: Context, happened: "Progress | EpochRecord") -> None:

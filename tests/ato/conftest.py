@@ -150,6 +150,18 @@ class Attention(nn.Module):
         return self.head((x + self.down(nn.functional.gelu(self.up(self.norm(x))))).mean(1))
 
 
+class OneLayerTwoNames(nn.Module):
+    """The same layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.head = conv_norm(3, 12), nn.Conv2d(12, 12, 3, padding=1), nn.Linear(12, 5)
+        self.two = self.one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(x).relu()).relu()).relu().mean((2, 3)))
+
+
 class Tied(nn.Module):
     """Two layers with one weight."""
 
@@ -337,6 +349,11 @@ def refused(request: pytest.FixtureRequest) -> tuple[nn.Module, str]:
 @pytest.fixture
 def attention() -> nn.Module:
     return Attention()
+
+
+@pytest.fixture
+def one_layer_two_names() -> nn.Module:
+    return OneLayerTwoNames()
 
 
 @pytest.fixture

@@ -110,13 +110,15 @@ def test_widths_that_meet_off_the_path_shrink_alike_or_not_at_all(
     assert "free.0" in [s.name for s in groups.sets]
 
 
-def test_a_network_that_gives_a_tuple_is_an_error(example: Tensor, generator: torch.Generator) -> None:
-    class Two(nn.Module):
+def test_a_network_without_logits_is_refused(example: Tensor, generator: torch.Generator) -> None:
+    class Twins(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x, x
 
-    with pytest.raises(GraphError, match=r"Two gives a tuple where one tensor of logits .* is expected; wrap it"):
-        find_groups(Two(), example, generator)
+    with pytest.raises(GraphError, match=r"Twins returns a tuple, but must return logits \[images, classes\]; wrap it"):
+        find_groups(Twins(), example, generator)
+    with pytest.raises(GraphError, match=r"Conv2d returns a tensor of shape \[1, 4, 6, 6\], but must return logits"):
+        find_groups(nn.Conv2d(3, 4, 3), example, generator)
 
 
 def test_the_global_random_state_is_left_alone(example: Tensor, generator: torch.Generator) -> None:
@@ -157,7 +159,7 @@ def test_an_untraceable_network_is_an_error(example: Tensor, generator: torch.Ge
 
     with pytest.raises(
         GraphError,
-        match=r"Counting does not run on images of shape \(3, 8, 8\) \(ValueError: needs two inputs\); give another",
+        match=r"Counting does not run on an image of shape \[3, 8, 8\] \(ValueError: needs two inputs\); choose",
     ):
         find_groups(Counting(), example, generator)
 

@@ -52,9 +52,8 @@ def test_group_norms_count_every_slice_once(network: nn.Module, example: Tensor,
     groups = find_groups(network, example, generator)
     network = network.double()
     squares = group_norms(network, groups).square().sum()
-    head = next(m for name, m in network.named_modules() if name == "head")
-    everything = sum(p.square().sum() for p in network.parameters() if p.numel() > 1)  # a shared slope is in no group
-    assert squares.item() == pytest.approx((everything - sum(p.square().sum() for p in head.parameters())).item())
+    held = [p for name, p in network.named_parameters() if name.partition(".")[0] not in ("head", "slope")]
+    assert squares.item() == pytest.approx(sum(p.square().sum().item() for p in held))
 
 
 def test_scaling_a_group_scales_its_norm_and_no_other(

@@ -22,7 +22,7 @@ def test_flops_and_params_equal_an_independent_count_on_the_shrunk_network(
     network: nn.Module, example: Tensor, generator: torch.Generator
 ) -> None:
     groups = find_groups(network, example, generator)
-    count_flops, count_params = flops(network, groups, example), params(network, groups)
+    count_flops, count_params = flops(network, groups, example), params(network, groups, example)
     assert count_flops.dense == counted_flops(network, example)
     assert count_params.dense == sum(p.numel() for p in network.parameters())
     for _ in range(5):

@@ -29,6 +29,8 @@ def test_the_same_fractions_serve_a_short_and_a_long_run() -> None:
 def test_the_learning_rate_rises_to_one_and_falls_to_almost_zero(total: int, warmup: float) -> None:
     factors = [learning_rate_factor(step, total, warmup) for step in range(total)]
     peak = factors.index(max(factors))
+    assert max(factors) == 1
+    assert factors[-1] < 0.1 or total * (1 - warmup) < 10
     assert all(0 < f <= 1 for f in factors)
     assert factors[:peak] == sorted(factors[:peak])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)

@@ -37,7 +37,7 @@ def test_a_wrong_cut_is_found_out(zeroed: tuple[nn.Module, Groups, Tensor], gene
     small, _ = shrink(model, groups, mask)
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        next(small.parameters())[0] *= 1 + 1e-3
+        list(small.parameters())[-1][0] += 1e-6
     with pytest.raises(LossyError, match="the shrunk network's outputs differ from the masked network's by"):
         prove_lossless(model, groups, mask, small, images, generator)
 
@@ -80,7 +80,7 @@ def test_expanding_puts_every_kept_weight_back_in_its_place(zeroed: tuple[nn.Mod
     changed = copy.deepcopy(model)
     for parameter in small.parameters():
         parameter.data += 1.0
-    changed.load_state_dict(expand(small, model, structure))
+    expand(small, changed, structure)
     again, _ = shrink(changed, groups, mask)
     for name, tensor in small.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)

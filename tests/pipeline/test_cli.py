@@ -70,7 +70,11 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
             "atopipe: unknown command 'dance': choose one of export, inspect, report, run, shrink, train, validate",
         ),
         (["run", "--modell", "x"], 2, "atopipe: unknown option '--modell': did you mean --model?"),
-        (["run", "--target-flop=0.3"], 2, "atopipe: unknown option '--target-flop': did you mean --target-flops?"),
+        (
+            ["run", "--target-flop=0.3"],
+            2,
+            "atopipe: unknown option '--target-flop': did you mean --target-flops or --target-params?",
+        ),
         (["run", "--target-flops", "0.3"], 2, "atopipe: --model is missing: give it, e.g. '--model resnet50'"),
         (["run", "--model", "x"], 2, "atopipe: --target-flops is missing: give it, e.g. '--target-flops 0.3'"),
         (
@@ -102,7 +106,7 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], argv: list[str], code: 
 def test_an_unknown_model_is_told_its_nearest_names(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, line = said(capsys, command, "--model", "resnet5", "--target-flops", "0.3", *quiet(command))
     assert code == 2
-    assert re.fullmatch(r"atopipe: unknown model 'resnet5': did you mean resnet50.* or .*\?", line)
+    assert re.fullmatch(r"atopipe: unknown model 'resnet5': did you mean resnet56, resnet50 or .*\?", line)
 
 
 def test_an_unknown_model_is_told_before_the_images_are_read(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +159,7 @@ def test_a_target_out_of_reach_is_refused_before_training(capsys: pytest.Capture
     argv = ("run", "--model", "tiny_for_reach:net", "--target-flops", "0.001", "--output", "out", "--quiet")
     code, line = said(capsys, *argv)
     assert code == 2
-    assert re.match(r"atopipe: target 0\.001 cannot be reached: .* at least 0\.\d+ of its FLOPs; ", line)
+    assert re.match(r"atopipe: target 0\.001 cannot be reached: .* the network keeps 0\.\d+ of its FLOPs; ", line)
     assert "epoch" not in (here / "out/events.jsonl").read_text()
     assert not list((here / "out/stages").iterdir())
 

@@ -15,7 +15,7 @@ from atopipe.pipeline.augment import Augmentation, pad_crop_flip, plain
 from atopipe.pipeline.data import load_data, source_names
 from atopipe.pipeline.images import DataError, MissingDataError, Preprocessing, preprocess, to_pixels
 from atopipe.pipeline.sources import imagefolder
-from atopipe.pipeline.splits import Batches, Data, InMemory, Split
+from atopipe.pipeline.splits import Batches, Data, InMemory, Split, stratified
 
 Folders = dict[str, int]
 
@@ -200,6 +200,48 @@ def test_batch_larger_than_the_training_set(small: Split) -> None:
     )
 
 
+# subsets
+
+
+def test_subset_has_every_class_in_its_share_and_leaves_validation_alone(digits: Data) -> None:
+    subset = digits.subset(301, seeded())
+    counts = np.bincount(subset.train.labels, minlength=10)
+    shares = np.bincount(digits.train.labels, minlength=10) * 301 / len(digits.train)
+    assert counts.sum() == len(subset.train) == 301
+    assert np.abs(counts - shares).max() < 1
+    assert subset.val is digits.val
+    assert subset.preprocessing == digits.preprocessing
+    assert subset.description == f"{digits.description}, 301 of them used for training"
+
+
+def test_subset_keeps_images_with_their_labels_and_follows_the_generator(small: Split) -> None:
+    data = Data("noise", "noise", ("a", "b"), small.preprocessing, small, small)
+    images, numbers = everything(small.batches(101, device="cpu"))
+    chosen, labels = everything(data.subset(40, seeded()).train.batches(7, device="cpu"))
+    assert torch.equal(chosen, images[labels])
+    assert len(labels.unique()) == 40
+    assert torch.equal(labels, data.subset(40, seeded()).train.labels)
+    assert not torch.equal(labels, data.subset(40, seeded(1)).train.labels)
+    assert torch.equal(data.subset(101, seeded()).train.labels, numbers)
+
+
+@pytest.mark.parametrize("count", [1, 102])
+def test_subset_of_an_impossible_size(small: Split, count: int) -> None:
+    data = Data("noise", "noise", ("a", "b"), small.preprocessing, small, small)
+    with pytest.raises(
+        DataError, match=rf"^a subset of {count} training images is impossible: noise has 101, choose 2"
+    ):
+        data.subset(count, seeded())
+
+
+def test_every_random_choice_of_a_stratified_sample_is_as_likely() -> None:
+    labels = torch.tensor([0] * 4 + [1] * 8)
+    counts = torch.zeros(12)
+    for seed in range(2000):
+        counts[stratified(labels, 6, seeded(seed))] += 1
+    assert (counts / 2000 - 0.5).abs().max() < 0.05
+
+
 # imagefolder
 
 
@@ -345,11 +387,16 @@ def refused(source: str, kind: type[DataError], exit_code: int) -> str:
 
 def test_unknown_source_gets_the_nearest(tmp_path: Path) -> None:
     assert refused("digit", DataError, 2) == "unknown data source 'digit': did you mean digits?"
-    assert refused("zzz", DataError, 2) == "unknown data source 'zzz': give digits or imagefolder:PATH"
+    assert refused("zzz", DataError, 2) == (
+        "unknown data source 'zzz': give digits, cifar10:DIR, cifar100:DIR, imagefolder:PATH or your_pkg.mod:factory"
+    )
     assert refused(str(tmp_path), DataError, 2) == (
         f"unknown data source '{tmp_path}': did you mean imagefolder:{tmp_path}?"
     )
-    assert source_names() == ("digits", "imagefolder:PATH")
+    assert refused("imagefoldr:images", DataError, 2) == (
+        "unknown data source 'imagefoldr:images': did you mean imagefolder?"
+    )
+    assert source_names() == ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:PATH", "your_pkg.mod:factory")
 
 
 @pytest.mark.parametrize(("source", "right"), [("imagefolder:", "imagefolder:PATH"), ("digits:8", "digits")])

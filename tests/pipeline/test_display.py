@@ -31,7 +31,7 @@ RECORD: Any = SimpleNamespace(
 
 @pytest.fixture
 def summary() -> Summary:
-    return summarise("resnet50 on digits", METRICS, GATES, 0.3, "runs/x/model.onnx", 312.0)
+    return summarise("resnet50 on digits", METRICS, GATES, {"flops": 0.3}, "runs/x/model.onnx", 312.0)
 
 
 def test_the_table_compares_dense_with_shrunk(summary: Summary) -> None:
@@ -54,7 +54,7 @@ def test_every_form_says_both_readings_and_where_the_model_is(summary: Summary) 
 
 
 def test_what_was_not_measured_has_no_row() -> None:
-    bare = summarise("x", {"flops.dense": 2.0, "flops.shrunk": 1.0}, [], 0.5, "m", 1.0)
+    bare = summarise("x", {"flops.dense": 2.0, "flops.shrunk": 1.0}, [], {"flops": 0.5}, "m", 1.0)
     assert [row.name for row in bare.rows] == ["FLOPs per image"]
 
 
@@ -95,14 +95,21 @@ def test_the_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.parametrize(
-    ("target", "words"),
+    ("targets", "words"),
     [
-        (0.3, "0.3 of the dense FLOPs: keep at most 30 %, prune 70 %"),
-        (1, "1 of the dense FLOPs: keep at most 100 %, prune 0 %"),
+        ({"flops": 0.3}, "0.3 of the dense FLOPs: keep at most 30 %, prune 70 %"),
+        ({"flops": 1.0}, "1 of the dense FLOPs: keep at most 100 %, prune 0 %"),
+        (
+            {"flops": 0.5, "params": 0.2},
+            (
+                "0.5 of the dense FLOPs: keep at most 50 %, prune 50 %; "
+                "0.2 of the dense parameters: keep at most 20 %, prune 80 %"
+            ),
+        ),
     ],
 )
-def test_a_target_is_read_both_ways(target: float, words: str) -> None:
-    assert both_readings(target) == words
+def test_a_target_is_read_both_ways(targets: dict[str, float], words: str) -> None:
+    assert both_readings(targets) == words
 
 
 def test_numbers_and_times_are_short() -> None:

@@ -89,7 +89,7 @@ def test_arguments_reach_the_builder() -> None:
 
 
 def test_unknown_name_gets_the_nearest_names() -> None:
-    assert message_of("resnet5") == "unknown model 'resnet5': did you mean resnet50, resnet152 or resnet34?"
+    assert message_of("resnet5") == "unknown model 'resnet5': did you mean resnet56, resnet50 or resnet152?"
     assert message_of("ResNet50").startswith("unknown model 'ResNet50': did you mean resnet50, ")
 
 

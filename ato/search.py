@@ -1,0 +1,92 @@
+"""The search for a mask: the controller learns from the masked network's loss and from the budgets (ATO, eq. 3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from atopipe.ato.controller import Controller, gumbel_noise, keep_probability, relaxed_mask, straight_through
+from atopipe.ato.groups import Groups
+from atopipe.ato.masking import masked
+from atopipe.ato.recipe import Align, ControllerSettings
+from atopipe.ato.resources import budget_penalty
+from atopipe.ato.schedule import annealed_target
+from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, select_widths, step_sizes
+from atopipe.ato.statistics import STATISTICS
+
+
+class DivergedError(Exception):
+    """The training loss, or what the controller makes of it, is no longer a number."""
+
+
+class Search:
+    """All state of the search; one call of `step` moves the controller forward and leaves the network as it is.
+
+    Raises BudgetError when a budget cannot be met at all.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        budgets: Sequence[Budget],
+        settings: ControllerSettings,
+        align: Align,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        check_budgets(groups, budgets, align)
+        self.groups, self.budgets, self.settings, self.align = groups, budgets, settings, align
+        self.generator = generator
+        self.costs = [budget.cost.to(device) for budget in budgets]
+        self.width_steps = torch.tensor(step_sizes(groups, align), dtype=torch.float64, device=device)
+        self.controller = Controller(groups.sizes, generator).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.controller.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+
+    def scores(self) -> Tensor:
+        """What the controller thinks of each group, [G]: logits, which rise with the keep-probabilities."""
+        logits: Tensor = self.controller()
+        return logits
+
+    @torch.no_grad()
+    def likely_mask(self) -> Tensor:
+        """The groups that a sample keeps more often than not, 0/1 [G]; it may still miss the budgets."""
+        return (keep_probability(self.scores(), self.settings.offset) >= 0.5).float()
+
+    @torch.no_grad()
+    def best_mask(self) -> Tensor:
+        """The deterministic 0/1 mask [G], on the CPU, that the scores are worth within every budget."""
+        scores = self.scores().cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
+        return best_groups(scores, self.groups, select_widths(scores, self.groups, self.budgets, self.align))
+
+    def step(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> None:
+        """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample).
+
+        `progress`: the part of the search that is over, in (0, 1].
+        """
+        logits = self.scores()
+        with STATISTICS[self.settings.statistics](model), masked(model, self.groups, self._sample(logits)):
+            loss = cross_entropy(model(images), labels)
+        loss = loss + self.settings.budget_weight * self._penalty(self._sample(logits), progress)
+        parameters = list(self.controller.parameters())
+        # Only the controller's gradients are computed: the weights' would cost as much again as the rest of the step.
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+
+    def _penalty(self, relaxed: Tensor, progress: float) -> Tensor:
+        widths = aligned(self.groups.widths(straight_through(relaxed)), self.width_steps)
+        penalties = []
+        for budget, cost in zip(self.budgets, self.costs, strict=True):
+            target = annealed_target(budget.target, progress, self.settings.anneal)
+            penalties.append(budget_penalty(cost.ratio(widths), target, self.settings.margin))
+        return torch.stack(penalties).sum().float()
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        """A soft mask, [G]."""
+        noise = gumbel_noise(logits, self.generator)
+        return relaxed_mask(logits, noise, self.settings.offset, self.settings.temperature)

@@ -1,0 +1,250 @@
+"""What the pages say is so: commands, settings, links, metrics, exit codes and versions."""
+
+import ast
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from atopipe.ato.schedule import Phase
+from atopipe.ato.trainer import EpochRecord
+from atopipe.pipeline import cli, errors
+from atopipe.pipeline.config import FLAGS, Config, load_config, recipe_names
+from atopipe.pipeline.data import SOURCES, source_names
+from atopipe.pipeline.display import epoch_line
+from atopipe.pipeline.models import model_names
+from atopipe.pipeline.summary import GATES, both_readings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+METRIC = re.compile(r"(?:flops|params|size|lossless|parity|accuracy|latency|memory|time)\.[a-z0-9_]+")
+REFUSED = re.compile(r"^\$ (atopipe .*)\n(atopipe: .*)\n", re.MULTILINE)
+EPOCH = re.compile(
+    r"^epoch +(?P<epoch>\d+)/(?P<epochs>\d+) +(?P<phase>\w+) +loss (?P<loss>\S+) +"
+    r"accuracy train (?P<train_accuracy>\S+) val (?P<val_accuracy>\S+) +"
+    r"FLOPs kept (?P<flops_kept>\S+) +(?P<seconds>\S+) s$",
+    re.MULTILINE,
+)
+FOLDERS = ("ato/", "export/", "validate/", "pipeline/", "tests/", "docs/", "scripts/", ".ci/")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [body for name, body in FENCED.findall(text) if name == language]
+
+
+def code_lines(text: str) -> Iterator[str]:
+    """The lines of fenced and of indented code, without a prompt."""
+    for _, body in FENCED.findall(text):
+        yield from (line.removeprefix("$ ") for line in body.splitlines())
+    yield from re.findall(r"^    (\S.*)$", FENCED.sub("", text), re.MULTILINE)
+
+
+def inline_code(text: str) -> list[str]:
+    return INLINE.findall(FENCED.sub("", text))
+
+
+def commands(text: str) -> list[str]:
+    """Whole command lines: those in code blocks that call atopipe, split at `&&`, but for those shown to be refused."""
+    parts = [part.strip() for line in code_lines(REFUSED.sub("", text)) for part in line.split("&&")]
+    return [part for part in parts if part.startswith("atopipe ")]
+
+
+COMMANDS = sorted({command for text in TEXTS.values() for command in commands(text)})
+MENTIONED = sorted({code for text in TEXTS.values() for code in inline_code(text) if code.startswith("atopipe ")})
+YAML_BLOCKS = [block for text in TEXTS.values() for block in blocks(text, "yaml")]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the configuration file that the pages name, and no settings from outside."""
+    for parameter in cli.cli.commands["run"].params:
+        monkeypatch.delenv(str(parameter.envvar), raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.yaml").write_text("{model: resnet18, target_flops: 0.5, data: 'imagefolder:photos'}")
+    return tmp_path
+
+
+def parsed(command: str) -> dict[str, Any]:
+    """The parameters of a command line as the real command understands them."""
+    _, name, *arguments = shlex.split(command)
+    context = cli.cli.commands[name].make_context(name, arguments)
+    return dict(context.params)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(COMMANDS) >= 8
+    assert len(YAML_BLOCKS) >= 4
+    assert "atopipe run --model resnet50 --target-flops 0.3" in COMMANDS
+
+
+def test_the_set_up_is_the_promised_two_lines() -> None:
+    indented = code_lines(FENCED.sub("", TEXTS["README.md"]))
+    assert list(indented) == [
+        "pip install . && atopipe run --model resnet50 --target-flops 0.3",
+        "pip install -e '.[dev]' && pytest",
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_line_is_accepted(command: str) -> None:
+    parameters = parsed(command)
+    if "model" not in parameters:
+        return
+    settings = {p.name for p in cli.cli.commands["inspect"].params} - {"machine"}
+    given = {name: value for name, value in parameters.items() if name in settings}
+    config = cli._configuration({**given, "target_flops": given["target_flops"] or "1"})
+    assert config.data.source.partition(":")[0] in {*SOURCES, "noise"}
+
+
+def test_the_models_of_the_command_lines_exist() -> None:
+    named = {str(model) for command in COMMANDS if (model := parsed(command).get("model"))}
+    assert {name for name in named if ":" not in name} - set(model_names()) == set()
+
+
+def test_a_refused_command_is_refused_with_the_words_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = REFUSED.findall(TEXTS["README.md"])
+    assert refused
+    for command, answer in refused:
+        assert cli.main(shlex.split(command)[1:]) == errors.UsageError.exit_code
+        assert capsys.readouterr().err.strip() == answer
+
+
+@pytest.mark.parametrize("mention", MENTIONED)
+def test_a_mentioned_command_and_its_options_exist(mention: str) -> None:
+    _, *words = shlex.split(mention)
+    command: click.Command = cli.cli
+    if not words[0].startswith("-"):
+        command = cli.cli.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_shown_run_speaks_as_runs_do() -> None:
+    shown = TEXTS["README.md"]
+    epochs = [match.groupdict() for match in EPOCH.finditer(shown)]
+    assert len({epoch["phase"] for epoch in epochs}) == len(Phase)
+    for epoch in epochs:
+        values = {name: text if name == "phase" else yaml.safe_load(text) for name, text in epoch.items()}
+        assert f"\n{epoch_line(EpochRecord(**values, learning_rate=0.0))}\n" in shown
+    assert f"\ntarget  {both_readings({'flops': 0.3})}\n" in shown
+    judged = [name for gate, name in GATES.items() if gate != "params.ratio"]  # the run shown has a FLOPs target only
+    assert [name for name in judged if not re.search(rf"^{re.escape(name)} +pass: ", shown, re.MULTILINE)] == []
+
+
+def test_options_named_alone_belong_to_some_command() -> None:
+    known = {option for command in cli.cli.commands.values() for p in command.params for option in p.opts} | {"--help"}
+    named = {c.split()[0] for text in TEXTS.values() for c in inline_code(text) if re.match(r"--[a-z]", c)}
+    assert "--quiet" in named
+    assert named <= known
+
+
+@pytest.mark.parametrize("block", YAML_BLOCKS)
+def test_a_yaml_block_is_a_configuration(block: str, here: Path) -> None:
+    (here / "block.yaml").write_text(block, encoding="utf-8")
+    assert isinstance(load_config(here / "block.yaml"), Config)
+
+
+def test_the_reference_shows_every_key_with_its_default() -> None:
+    whole = yaml.safe_load(blocks(TEXTS["docs/configuration.md"], "yaml")[0])
+    assert whole == load_config(None, {"model.name": "resnet50", "target_flops": 0.3}).resolved()
+
+
+def test_the_reference_lists_every_recipe() -> None:
+    page = TEXTS["docs/configuration.md"]
+    assert set(re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE)) == set(recipe_names())
+
+
+def test_the_reference_lists_every_environment_variable() -> None:
+    rows = re.findall(
+        r"^\| `(ATOPIPE_\w+)` \| `(--[\w-]+)` \|\s*`?([\w.]*)`?\s*\|$", TEXTS["docs/configuration.md"], re.M
+    )
+    options = [parameter for parameter in cli.cli.commands["run"].params if parameter.envvar]
+    keys = {flag: path for path, flag in FLAGS.items()} | {"--recipe": "recipe"}
+    assert set(rows) == {(str(p.envvar), p.opts[0], keys.get(p.opts[0], "")) for p in options}
+
+
+def test_the_reference_lists_every_source_of_data() -> None:
+    assert [name for name in source_names() if name not in TEXTS["docs/configuration.md"]] == []
+
+
+def test_the_examples_of_own_code_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for body in blocks(TEXTS["docs/extending.md"], "python"):
+        name, _, code = body.removeprefix("# ").partition("\n")
+        (here / name).write_text(code, encoding="utf-8")
+    assert cli.main(["inspect", "--model", "tiny:net", "--data", "noise:two_kinds", "--threads", "1"]) == 0
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_and_named_files_exist(page: str) -> None:
+    links = [link for link in LINK.findall(TEXTS[page]) if "://" not in link]
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    named = [code.split()[0] for code in inline_code(TEXTS[page]) if code.startswith(FOLDERS)]
+    assert missing + [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_only_the_main_pages_are_unlinked() -> None:
+    linked = {
+        (ROOT / page).parent.joinpath(link).resolve() for page, text in TEXTS.items() for link in LINK.findall(text)
+    }
+    assert {path for path in (ROOT / "docs").rglob("*") if path.is_file()} <= linked
+
+
+def writable_metrics() -> set[str]:
+    """Patterns of the names that the stages and the run directory give to metrics; `{...}` in them may be any word."""
+    paths = [*(ROOT / "pipeline/stages").glob("*.py"), ROOT / "pipeline/run_directory.py"]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    plain = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+    built = {"".join(map(literal_part, node.values)) for node in nodes if isinstance(node, ast.JoinedStr)}
+    names = {name for name in plain | built if METRIC.fullmatch(name.replace("WORD", "word"))}
+    return {re.escape(name).replace("WORD", "[a-z]+") for name in names}
+
+
+def literal_part(node: ast.expr) -> str:
+    return str(node.value) if isinstance(node, ast.Constant) else "WORD"
+
+
+def test_every_metric_named_can_be_written_and_every_one_written_is_named() -> None:
+    patterns = writable_metrics()
+    named = {code for text in TEXTS.values() for code in inline_code(text) if METRIC.fullmatch(code)}
+    assert {name for name in named if not any(re.fullmatch(pattern, name) for pattern in patterns)} == set()
+    assert {pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in named)} == set()
+
+
+def test_the_fields_of_the_history_are_named() -> None:
+    section = TEXTS["docs/run-directory.md"].partition("## history.json")[2].partition("##")[0]
+    assert inline_code(section) == [field.name for field in fields(EpochRecord)]
+
+
+def test_exit_codes_and_their_words_are_those_of_the_errors() -> None:
+    words = dict(re.findall(r"^\s+\W*\w+\s+(\d+)\s{2}(.+)$", errors.__doc__ or "", re.MULTILINE))
+    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", TEXTS["README.md"], re.MULTILINE))
+    assert set(rows) == {*words, "0", str(errors.EXPORT_OR_PARITY)}
+    assert {code for code, meaning in words.items() if meaning not in rows[code]} == set()
+    listed = TEXTS["docs/run-directory.md"].partition("## Exit codes")[2]
+    assert set(re.findall(r"(?:^|· )(\d+) ", listed, re.MULTILINE)) == set(rows)
+    codes = {value.exit_code for value in vars(errors).values() if hasattr(value, "exit_code")}
+    assert {int(code) for code in rows} == codes | {0} | set(errors.LEAF_EXIT_CODES.values())
+
+
+def test_the_changelog_has_the_version_of_the_package() -> None:
+    version = re.search(r'version="([^"]+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert version is not None
+    assert re.search(rf"^## {re.escape(version[1])}\b", TEXTS["CHANGELOG.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_no_page_names_a_place_on_somebodys_machine(page: str) -> None:
+    assert not re.search(r"(?<![\w.])/(?:tmp|home|root|work|usr|Users)/", TEXTS[page])
