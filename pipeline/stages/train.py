@@ -70,7 +70,7 @@ def _described(groups: "Groups") -> str:
     more = len(groups.unprunable) - len(named)
     whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
     widths = f"{groups.total:,} groups of channels in {len(groups.sets)} widths can be pruned"
-    return f"{widths}; whole stays {whole}" if whole else widths
+    return f"{widths}; stays whole: {whole}" if whole else widths
 
 
 def _show(context: Context, happened: "Progress | EpochRecord") -> None:
