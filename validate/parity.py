@@ -82,42 +82,6 @@ class Parity:
         }
 
 
-def check_parity(
-    reference: Network,
-    model: Path | bytes,
-    images: Images,
-    *,
-    batch_sizes: Sequence[int] = (1, 2, 7, 64),
-    tolerance: float = TOLERANCE,
-    seed: int = 0,
-    provider: str = CPU,
-    threads: int = 1,
-) -> Parity:
-    """Return `measure_parity`'s result if every case is within the tolerance.
-
-    Raises:
-        ParityError: a case is not, or cannot be compared; the sentence names the worst one.
-    """
-    parity = measure_parity(
-        reference,
-        model,
-        images,
-        batch_sizes=batch_sizes,
-        tolerance=tolerance,
-        seed=seed,
-        provider=provider,
-        threads=threads,
-    )
-    worst = parity.worst
-    if worst.max_rel_diff > tolerance:
-        raise ParityError(
-            f"ONNX Runtime and torch differ by {worst.max_rel_diff:.1e} of the logits' scale at batch {worst.batch} "
-            f"({worst.images} images, optimisation {worst.optimisation}), more than the {tolerance:.0e} allowed: "
-            "the exported model is not the trained one"
-        )
-    return parity
-
-
 def measure_parity(
     reference: Network,
     model: Path | bytes,

@@ -1,6 +1,7 @@
 """Judge what export wrote: the same function, as accurate, within the budget, and how fast, in ONNX Runtime.
 
-Leaves gates.json, one verdict per gate. A failed gate is a valid result: the stage is complete all the same.
+Leaves gates.json, one verdict per gate, and parity.json, one entry per comparison. A failed gate is a valid result:
+the stage is complete all the same.
 """
 
 import json
@@ -61,6 +62,7 @@ def run(context: Context) -> dict[str, float]:
     latency = compare_latency(dense, delivered, images, seed=seed, budget_s=budget)
     gates = [_as_dict(judge(gate)) for gate in _gates(context, parity, accuracies["onnx"], accuracies["shrunk"])]
     write_json(context.folder / "gates.json", gates)
+    write_json(context.folder / "parity.json", parity.to_json())
     return {
         **{f"accuracy.{name}": accuracy.top1 for name, accuracy in accuracies.items()},
         "parity.max_abs_diff": parity.max_abs_diff,

@@ -82,7 +82,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
         *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "result.json")),
-        *(f"stages/validate/{name}" for name in ("gates.json", "result.json")),
+        *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "result.json")),
         *(f"stages/report/{name}" for name in ("summary.md", "result.json")),
     }
 
