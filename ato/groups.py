@@ -120,10 +120,11 @@ def trace_groups(model: nn.Module, example: Tensor) -> Groups:
     `example`: one image [1, C, H, W]. Raises GraphError when the network cannot be traced.
     """
     twin = copy.deepcopy(model).cpu().float().requires_grad_(True)
+    example = example.detach().cpu().float()
     _require_logits(twin, example)
     names = {module: name for name, module in twin.named_modules()}
     shared = _shared_parameters(twin)
-    found = [_read_group(items, names, shared) for items in _dependency_groups(twin, example.detach().cpu().float())]
+    found = [_read_group(items, names, shared) for items in _dependency_groups(twin, example)]
     sets = tuple(item for item in found if isinstance(item, GroupSet))
     return Groups(sets, tuple(item for item in found if isinstance(item, Unprunable)))
 
@@ -133,7 +134,7 @@ def _require_logits(model: nn.Module, example: Tensor) -> None:
     name = type(model).__name__
     try:
         with torch.no_grad():
-            output = model.eval()(example.detach().cpu().float())
+            output = model.eval()(example)
     except Exception as error:  # whatever the network's code raises
         raise GraphError(
             f"{name} does not run on an image of shape {list(example.shape[1:])} ({type(error).__name__}: {error}); "

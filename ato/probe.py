@@ -46,9 +46,9 @@ def _failures(
         return {}
     alone = {s.name: defect for s in sets if (defect := _defect(probe, [s], images, generator)) is not None}
     left = [s for s in sets if s.name not in alone]
-    return (
-        alone if _defect(probe, left, images, generator) is None else {s.name: alone.get(s.name, joint) for s in sets}
-    )
+    if _defect(probe, left, images, generator) is None:
+        return alone
+    return {s.name: alone.get(s.name, joint) for s in sets}
 
 
 @torch.no_grad()

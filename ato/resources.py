@@ -91,8 +91,8 @@ COSTS: Mapping[str, Callable[[nn.Module, Groups, Tensor], Cost]] = {"flops": flo
 
 def _extends(module: nn.Module, tensor: str, axis: Axis) -> bool:
     """Whether the tensor grows with the layer's channels along `axis`."""
-    shared = isinstance(module, nn.PReLU) and module.num_parameters == 1
-    return isinstance(module, axes.PRUNABLE) and not shared and tensor in axes.dims(module, axis)
+    has_channels = isinstance(module, axes.PRUNABLE) and not axes.is_elementwise(module)
+    return has_channels and tensor in axes.dims(module, axis)
 
 
 def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:

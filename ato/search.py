@@ -12,7 +12,7 @@ from atopipe.ato.masking import masked
 from atopipe.ato.recipe import Align, ControllerSettings
 from atopipe.ato.resources import budget_penalty
 from atopipe.ato.schedule import annealed_target
-from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, select_widths, step_sizes
+from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, narrowest_widths, select_widths
 from atopipe.ato.statistics import STATISTICS
 
 
@@ -39,7 +39,7 @@ class Search:
         self.groups, self.budgets, self.settings, self.align = groups, budgets, settings, align
         self.generator = generator
         self.costs = [budget.cost.to(device) for budget in budgets]
-        self.width_steps = torch.tensor(step_sizes(groups, align), dtype=torch.float64, device=device)
+        self.width_steps = narrowest_widths(groups, align).to(device)
         self.controller = Controller(groups.sizes, generator).to(device)
         self.optimizer = torch.optim.AdamW(
             self.controller.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay

@@ -41,6 +41,11 @@ def step_sizes(groups: Groups, align: Align) -> list[int]:
     return [width_step(s.size, s.channels_per_group, align) for s in groups.sets]
 
 
+def narrowest_widths(groups: Groups, align: Align) -> Tensor:
+    """Every set at one width step, float64 [sets]: the smallest network there is."""
+    return torch.tensor(step_sizes(groups, align), dtype=torch.float64)
+
+
 def width_step(size: int, channels_per_group: int, align: Align) -> int:
     """The step, in groups, of a set of `size` groups that are `channels_per_group` channels each."""
     wanted = _auto(size * channels_per_group) if align == "auto" else align
@@ -65,15 +70,15 @@ def aligned(widths: Tensor, steps: Tensor) -> Tensor:
 
 def reachable_minimum(groups: Groups, cost: Cost, align: Align) -> float:
     """The smallest possible cost as a fraction of the dense one: every set at one width step."""
-    return float(cost.ratio(torch.tensor(step_sizes(groups, align), dtype=torch.float64)))
+    return float(cost.ratio(narrowest_widths(groups, align)))
 
 
 def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> None:
     """Raises BudgetError, naming the reachable minimum, for a target (fraction of the dense cost) below it."""
-    narrowest = torch.tensor(step_sizes(groups, align), dtype=torch.float64)
+    narrowest = narrowest_widths(groups, align)
     for budget in budgets:
         if not budget.holds(narrowest):
-            minimum = float(budget.cost.ratio(narrowest))
+            minimum = reachable_minimum(groups, budget.cost, align)
             raise BudgetError(
                 f"target {budget.target:g} cannot be reached: with every width at its smallest step (align {align}) "
                 f"the network keeps {minimum:.3f} of its {budget.name}; raise the target or lower align"
@@ -89,8 +94,7 @@ def select_widths(scores: Tensor, groups: Groups, budgets: Sequence[Budget], ali
     when even one step per set is too much.
     """
     check_budgets(groups, budgets, align)
-    steps = step_sizes(groups, align)
-    widths = torch.tensor(steps, dtype=torch.float64)
+    steps, widths = step_sizes(groups, align), narrowest_widths(groups, align)
     for index in _steps_by_worth(groups.split(scores.detach().cpu().double()), steps):
         wider = widths.clone()
         wider[index] += steps[index]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from atopipe.pipeline.errors import Failure, UsageError, explain
-from atopipe.pipeline.nearest import did_you_mean
+from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
 
 if TYPE_CHECKING:
     from atopipe.pipeline.config import Config
@@ -32,8 +32,7 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], self.commands) or f"choose one of {', '.join(sorted(self.commands))}"
-            raise UsageError(f"unknown command '{args[0]}': {hint}")
+            raise UsageError(f"unknown command '{args[0]}': {nearest_or_all(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
 
 

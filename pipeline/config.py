@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from atopipe.ato.recipe import Recipe
 from atopipe.pipeline.errors import UsageError
-from atopipe.pipeline.nearest import did_you_mean
+from atopipe.pipeline.nearest import nearest_or_all
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "quick"
@@ -33,7 +33,8 @@ FLAGS: Mapping[str, str] = {
     "device": "--device",
     "threads": "--threads",
 }
-TARGETS = ("target_flops", "target_params")
+COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
+TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
 
 
@@ -81,7 +82,7 @@ class Config(Section):
     @property
     def targets(self) -> dict[str, float]:
         """Cost -> the fraction of the dense network's that may be kept; the costs of `atopipe.ato.resources.COSTS`."""
-        given = {name.removeprefix("target_"): getattr(self, name) for name in TARGETS}
+        given = {cost: getattr(self, name) for name, cost in TARGETS.items()}
         return {cost: target for cost, target in given.items() if target is not None}
 
     def resolved(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def load_config(file: Path | None = None, values: Mapping[str, object] | None = 
 def parse_config(raw: Mapping[str, object]) -> Config:
     """`raw` as a `Config`; UsageError names an unknown key with the nearest known one, or a value with its range."""
     for name, known in _unknown_keys(raw, Config):
-        raise UsageError(f"unknown configuration key '{name}': {_hint(name.rpartition('.')[2], known)}")
+        raise UsageError(f"unknown configuration key '{name}': {nearest_or_all(name.rpartition('.')[2], known)}")
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -158,7 +159,7 @@ def _named_recipe(name: str) -> dict[str, Any]:
         return read_yaml(RECIPES / f"{name}.yaml")
     if name.endswith((".yaml", ".yml")):
         return read_yaml(Path(name))
-    raise UsageError(f"unknown recipe '{name}': {_hint(name, recipe_names())}")
+    raise UsageError(f"unknown recipe '{name}': {nearest_or_all(name, recipe_names())}")
 
 
 def _nested(name: str, value: object) -> dict[str, Any]:
@@ -174,10 +175,6 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def _are_mappings(*values: object) -> bool:
     return all(isinstance(value, Mapping) for value in values)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known) or f"choose one of {', '.join(sorted(known))}"
 
 
 def _unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -224,8 +221,7 @@ def _sentence(error: ErrorDetails) -> str:
 
 def _allowed(path: str, error: ErrorDetails) -> str:
     if path in TARGETS:
-        kept = {"target_flops": "FLOPs", "target_params": "parameters"}[path]
-        return f"a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's {kept}"
+        return f"a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's {COST_NAMES[TARGETS[path]]}"
     ranges = {
         "data.input_size": "a whole number of pixels from 8 to 4096",
         "data.val_fraction": "a number between 0 and 1",

@@ -10,3 +10,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     if not close:
         return None
     return f"did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?"
+
+
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
+    """The nearest of a few known names or, where nothing is near, all of them."""
+    return did_you_mean(name, known) or f"choose one of {', '.join(sorted(known))}"

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atopipe.pipeline.config import COST_NAMES
+
 GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",
     "parity.max_rel_diff": "torch = ONNX Runtime",
@@ -11,9 +13,6 @@ GATES: Mapping[str, str] = {
     "params.ratio": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",
 }
-
-
-COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}
 
 
 @dataclass(frozen=True)

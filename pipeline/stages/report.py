@@ -2,13 +2,14 @@
 
 import json
 
+from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.run_directory import RunDirectory, write_text
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.summary import Summary, summarise
 
 NAME = "report"
 INPUTS = ("train", "shrink", "export", "validate")
-SETTINGS = ("model", "data", "target_flops", "target_params", "seed")
+SETTINGS = ("model", "data", *TARGETS, "seed")
 LIBRARIES: tuple[str, ...] = ()
 
 

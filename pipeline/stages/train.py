@@ -6,10 +6,11 @@ Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safe
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.config import COST_NAMES, TARGETS
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.summary import COST_NAMES, both_readings
+from atopipe.pipeline.summary import both_readings
 
 if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "train"
 INPUTS: tuple[str, ...] = ()
-SETTINGS = ("model", "data", "target_flops", "target_params", "recipe", "seed", "device")
+SETTINGS = ("model", "data", *TARGETS, "recipe", "seed", "device")
 LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy")
 NAMED = 2  # unprunable widths that are named before training; `atopipe inspect` names all
 
@@ -25,7 +26,7 @@ NAMED = 2  # unprunable widths that are named before training; `atopipe inspect`
 def run(context: Context) -> dict[str, float]:
     from atopipe.ato.probe import find_groups
     from atopipe.ato.resources import COSTS
-    from atopipe.ato.selection import Budget, check_budgets
+    from atopipe.ato.selection import Budget
     from atopipe.ato.trainer import train
 
     config, workspace = context.config, context.workspace
@@ -37,7 +38,6 @@ def run(context: Context) -> dict[str, float]:
         Budget(COST_NAMES[cost], COSTS[cost](model, groups, workspace.example), target)
         for cost, target in config.targets.items()
     ]
-    check_budgets(groups, budgets, recipe.align)
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets)}")
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.networks import load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory, write_json
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "validate"
 INPUTS = ("train", "shrink", "export")
-SETTINGS = ("model", "data", "target_flops", "target_params", "seed", "validation")
+SETTINGS = ("model", "data", *TARGETS, "seed", "validation")
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 BATCH_SIZE = 64
 PARITY_IMAGES = 32
@@ -49,13 +50,12 @@ def run(context: Context) -> dict[str, float]:
     delivered, dense = context.input("export", "model.onnx"), context.input("export", "dense.onnx")
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
+    small = load_shrunk(context)
     # The reference is the CPU's arithmetic: a GPU may convolve with shorter mantissas (TF32).
-    parity = measure_parity(
-        _network(load_shrunk(context), torch.device("cpu")), delivered, images, seed=context.config.seed
-    )
+    parity = measure_parity(_network(small, torch.device("cpu")), delivered, images, seed=context.config.seed)
     accuracies = {
         "masked": _accuracy(context, _network(load_trained(context), device)),
-        "shrunk": _accuracy(context, _network(load_shrunk(context), device)),
+        "shrunk": _accuracy(context, _network(small, device)),
         "onnx": _accuracy(context, open_session(delivered, threads=workspace.threads).run),
     }
     seed, budget = context.config.seed, context.config.validation.latency_s
