@@ -83,7 +83,7 @@ def cli() -> None:
 def configured(command: Command) -> Command:
     """The options that make a configuration; each has an environment variable ATOPIPE_<NAME>."""
     options = [
-        _option("--model", help="torchvision classification model, or your_pkg.mod:factory."),
+        _option("--model", help="torchvision classifier, network for CIFAR (resnet56), or your_pkg.mod:factory."),
         _option("--target-flops", metavar="FRACTION", help=TARGET_HELP),
         _option(
             "--target-params", metavar="FRACTION", help="The same for the number of parameters; both may be given."
@@ -91,7 +91,11 @@ def configured(command: Command) -> Command:
         _option(
             "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
         ),
-        _option("--data", metavar="SOURCE", help="digits (default) or imagefolder:PATH with train/ and val/ or test/."),
+        _option(
+            "--data",
+            metavar="SOURCE",
+            help="digits (default), imagefolder:PATH, cifar10:DIR, cifar100:DIR or your_pkg.mod:factory.",
+        ),
         _option("--config", metavar="FILE", help="YAML file of settings; options given here override it."),
         _option("--recipe", metavar="NAME", help="How to train: a recipe's name (default quick) or YAML file."),
         _option("--epochs", metavar="N", help="Epochs of training."),

@@ -205,7 +205,7 @@ def _is_section(hint: object) -> bool:
 
 def _sentence(error: ErrorDetails) -> str:
     """One sentence for the first thing that is wrong: the option, its value, what is allowed."""
-    path = ".".join(part for part in error["loc"] if isinstance(part, str))
+    path = _setting(error["loc"])
     name = FLAGS.get(path, FLAGS.get(f"{path}.name", path))
     if error["type"] == "missing":
         example = {"--model": "--model resnet50"}.get(name, name)
@@ -217,6 +217,19 @@ def _sentence(error: ErrorDetails) -> str:
     wrong = error["input"]
     shown = wrong if isinstance(wrong, int | float | str) else type(wrong).__name__
     return f"{name} is {shown}, but must be {_allowed(path, error)}"
+
+
+def _setting(location: Iterable[int | str]) -> str:
+    """The dotted name of a setting; what pydantic adds behind it (an index, a member of a union) is left out."""
+    parts: list[str] = []
+    schema: type | None = Config
+    for part in map(str, location):
+        fields = _sections(schema) if schema else {}
+        if part not in fields:
+            break
+        parts.append(part)
+        schema = fields[part]
+    return ".".join(parts)
 
 
 def _allowed(path: str, error: ErrorDetails) -> str:

@@ -84,6 +84,8 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
         ),
         (["run", "--model", "x", "--target-flops", "0"], 2, f"atopipe: --target-flops is 0, but must be {FRACTION}"),
         ([*RUN, "--epochs", "0"], 2, "atopipe: --epochs is 0, but must be 1 or more"),
+        ([*RUN, "--align", "x"], 2, "atopipe: --align is x, but must be auto or a whole number of channels"),
+        ([*RUN, "--align", "2.5"], 2, "atopipe: --align is 2.5, but must be auto or a whole number of channels"),
         ([*RUN, "--recipe", "qick"], 2, "atopipe: unknown recipe 'qick': did you mean quick?"),
         ([*RUN, "--device", "tpu"], 2, "atopipe: --device is tpu, but must be 'auto', 'cpu' or 'cuda'"),
         (
