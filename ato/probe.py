@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atopipe.ato.groups import Groups, GroupSet, NoGroupsError, Unprunable, trace_groups
-from atopipe.ato.masking import scale_groups
 from atopipe.ato.shrink import TOLERANCE, noise_like, relative_difference, shrink
+from atopipe.ato.slices import scale_groups
 
 
 def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -> Groups:

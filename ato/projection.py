@@ -27,6 +27,6 @@ def decay_step(norm: Tensor, steps_left: int) -> Tensor:
     return norm / steps_left
 
 
-def set_shares(removed: list[int]) -> list[float]:
-    """The released code's weight of a set in the proximal step: its part of all groups being removed."""
-    return [count / max(sum(removed), 1) for count in removed]
+def set_shares(removed: Tensor) -> Tensor:
+    """The released code's weight of a set in the proximal step: its part of all groups being removed; both [sets]."""
+    return removed / removed.sum().clamp(min=1)

@@ -11,6 +11,8 @@ class WeightSettings:
     """How the network's weights are trained.
 
     The learning rate rises linearly over the first `warmup` (fraction of the run) and falls to zero along a cosine.
+    `mixup`: alpha of its Beta distribution; `ema`: decay per step of the weights' moving average, which is then what
+    is validated and delivered; `clip_norm`: largest norm of the whole gradient. 0 leaves out any of the three.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -19,6 +21,9 @@ class WeightSettings:
     momentum: float = 0.9
     warmup: float = 0.15
     label_smoothing: float = 0.1
+    mixup: float = 0.0
+    ema: float = 0.0
+    clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
         _require("weights.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
@@ -26,6 +31,9 @@ class WeightSettings:
         _require("weights.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _require("weights.warmup", self.warmup, 0 <= self.warmup < 1, "in [0, 1)")
         _require("weights.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        _require("weights.mixup", self.mixup, self.mixup >= 0, "0 or more")
+        _require("weights.ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        _require("weights.clip_norm", self.clip_norm, self.clip_norm >= 0, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,16 @@ class Recipe:
 
     `align`: widths are multiples of so many channels where that divides them; "auto" takes 4, 8 or 16 by width.
     `live_shrink`: cut the network as soon as its masked groups are zero, and train the rest of the run without them.
+    `precision` of convolutions and matrix products; "auto": bfloat16 where the device has it, else float32.
+    `compile`: run the weight step through torch.compile.
     """
 
     epochs: int = 24
     batch_size: int = 64
     align: Align = "auto"
     live_shrink: bool = True
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     weights: WeightSettings = field(default_factory=WeightSettings)
     phases: PhaseSettings = field(default_factory=PhaseSettings)
     controller: ControllerSettings = field(default_factory=ControllerSettings)

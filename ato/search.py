@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from atopipe.ato import replicas
 from atopipe.ato.controller import Controller, gumbel_noise, keep_probability, relaxed_mask, straight_through
+from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import masked
+from atopipe.ato.masking import mask_lookups, masked_at
 from atopipe.ato.recipe import Align, ControllerSettings
 from atopipe.ato.resources import budget_penalty
 from atopipe.ato.schedule import annealed_target
@@ -34,11 +36,13 @@ class Search:
         align: Align,
         device: torch.device,
         generator: torch.Generator,
+        execution: Execution = PLAIN,
     ) -> None:
         check_budgets(groups, budgets, align)
         self.groups, self.budgets, self.settings, self.align = groups, budgets, settings, align
-        self.generator = generator
+        self.generator, self.execution = generator, execution
         self.costs = [budget.cost.to(device) for budget in budgets]
+        self.lookups: dict[str, Tensor] = {}
         self.width_steps = narrowest_widths(groups, align).to(device)
         self.controller = Controller(groups.sizes, generator).to(device)
         self.optimizer = torch.optim.AdamW(
@@ -69,12 +73,15 @@ class Search:
         `progress`: the part of the search that is over, in (0, 1].
         """
         logits = self.scores()
-        with STATISTICS[self.settings.statistics](model), masked(model, self.groups, self._sample(logits)):
-            loss = cross_entropy(model(images), labels)
+        self.lookups = self.lookups or mask_lookups(model, self.groups)
+        with STATISTICS[self.settings.statistics](model), masked_at(model, self.lookups, self._sample(logits)):
+            loss = cross_entropy(self.execution.logits(model, images), labels)
         loss = loss + self.settings.budget_weight * self._penalty(self._sample(logits), progress)
         parameters = list(self.controller.parameters())
         # Only the controller's gradients are computed: the weights' would cost as much again as the rest of the step.
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        gradients = torch.autograd.grad(loss, parameters)
+        replicas.average(gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import group_norms, group_slices
+from atopipe.ato.slices import GroupSlices, group_norms
 from atopipe.ato.structure import Structure, cut_model, cut_tensors, spread, structure_of
 
 TOLERANCE = 1e-10
@@ -83,10 +83,11 @@ def relative_difference(outputs: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def fill_with_noise(model: nn.Module, groups: Groups, chosen: Tensor, generator: torch.Generator) -> None:
     """Give the chosen groups (bool, [groups.total]) random values of the size of freshly initialised ones."""
-    for slices, part in zip(group_slices(model, groups), groups.split(chosen), strict=True):
-        for tensor, dim, index, group in slices:
-            rows = index[part[group]]
-            tensor.index_copy_(dim, rows, noise_like(tensor.index_select(dim, rows), generator))
+    chosen = torch.cat([chosen, chosen.new_zeros(1)])
+    for part in GroupSlices.of(model, groups).slices:
+        rows = chosen[part.lookup].nonzero()[:, 0]
+        noise = noise_like(part.parameter.index_select(part.dim, rows), generator)
+        part.parameter.index_copy_(part.dim, rows, noise)
 
 
 def noise_like(parameter: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from atopipe.ato.trainer import EpochRecord, Progress
+    from atopipe.ato.loop import EpochRecord, Progress
 
 
 class QuietDisplay:

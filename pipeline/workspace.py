@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from atopipe.ato.execution import Execution
     from atopipe.pipeline.splits import Data
 
 
@@ -39,6 +40,17 @@ class Workspace:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {self.threads}"
         self.display.say(f"device  {device.type} ({name})")
         return device
+
+    def execution(self, model: "nn.Module") -> "Execution":
+        """How `model`, still on the CPU, is run in training."""
+        import torch
+
+        from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
+
+        recipe = self.config.recipe
+        precision = PRECISIONS[recipe.precision](self.device)
+        layout = best_memory_format(model, self.example)
+        return Execution(precision, layout, torch.compile) if recipe.compile else Execution(precision, layout)
 
     @cached_property
     def data(self) -> "Data":

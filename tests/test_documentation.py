@@ -13,8 +13,8 @@ import click
 import pytest
 import yaml
 
+from atopipe.ato.loop import EpochRecord
 from atopipe.ato.schedule import Phase
-from atopipe.ato.trainer import EpochRecord
 from atopipe.pipeline import cli, errors
 from atopipe.pipeline.config import FLAGS, Config, load_config, recipe_names
 from atopipe.pipeline.data import SOURCES, source_names

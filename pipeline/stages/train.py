@@ -14,7 +14,8 @@ from atopipe.pipeline.summary import both_readings
 
 if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
-    from atopipe.ato.trainer import EpochRecord, Progress, Trained
+    from atopipe.ato.loop import EpochRecord, Progress
+    from atopipe.ato.trainer import Trained
 
 NAME = "train"
 INPUTS: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ def run(context: Context) -> dict[str, float]:
     context.display.say(f"target  {both_readings(config.targets)}")
 
     device, data, order = workspace.device, workspace.data, workspace.generator(1)
+    execution = workspace.execution(model)
     trained = train(
         model.to(device),
         groups,
@@ -51,6 +53,7 @@ def run(context: Context) -> dict[str, float]:
         recipe=recipe,
         generator=workspace.generator(2),
         report=lambda happened: _show(context, happened),
+        execution=execution,
     )
     _save(context, groups, trained)
     return {}
@@ -74,7 +77,7 @@ def _described(groups: "Groups") -> str:
 
 
 def _show(context: Context, happened: "Progress | EpochRecord") -> None:
-    from atopipe.ato.trainer import EpochRecord
+    from atopipe.ato.loop import EpochRecord
 
     if isinstance(happened, EpochRecord):
         context.display.epoch(happened)

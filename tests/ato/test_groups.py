@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato.groups import GraphError, NoGroupsError, deadline, trace_groups
-from atopipe.ato.masking import masked, scale_groups
+from atopipe.ato.masking import masked
 from atopipe.ato.probe import find_groups
 from atopipe.ato.shrink import shrink
+from atopipe.ato.slices import scale_groups
 
 
 def random_mask(sizes: list[int], generator: torch.Generator) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.ato.masking import group_norms, masked, scale_groups
+from atopipe.ato.masking import masked
 from atopipe.ato.probe import find_groups
+from atopipe.ato.slices import group_norms, scale_groups
 
 
 def test_a_mask_of_ones_leaves_outputs_bit_equal(

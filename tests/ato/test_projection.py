@@ -46,5 +46,5 @@ def test_the_half_space_step_zeroes_what_turns_away() -> None:
 
 
 def test_shares_sum_to_one_and_stand_no_removal() -> None:
-    assert set_shares([3, 0, 1]) == [0.75, 0.0, 0.25]
-    assert set_shares([0, 0]) == [0.0, 0.0]
+    assert set_shares(torch.tensor([3, 0, 1])).tolist() == [0.75, 0.0, 0.25]
+    assert set_shares(torch.tensor([0, 0])).tolist() == [0.0, 0.0]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import group_norms, scale_groups
 from atopipe.ato.probe import find_groups
 from atopipe.ato.shrink import LossyError, expand, prove_lossless, shrink
+from atopipe.ato.slices import group_norms, scale_groups
 from atopipe.ato.structure import Structure, StructureError, cut_model
 
 

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato.groups import Groups
-from atopipe.ato.masking import group_norms, masked
+from atopipe.ato.loop import EpochRecord, Progress
+from atopipe.ato.masking import masked
 from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.resources import Cost, flops
 from atopipe.ato.search import DivergedError, Search
 from atopipe.ato.selection import Budget, BudgetError
 from atopipe.ato.shrink import prove_lossless, shrink
-from atopipe.ato.trainer import EpochRecord, Progress, Trained, Trainer, train
+from atopipe.ato.slices import group_norms
+from atopipe.ato.trainer import Trained, Trainer, train
 
 RECIPE = Recipe(epochs=6, batch_size=16, align=2, controller=ControllerSettings(learning_rate=1e-2))
 
@@ -104,15 +106,27 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(residual: 
     assert not torch.equal(states[0], states[2])
 
 
-def test_cutting_the_network_during_training_changes_nothing(network: nn.Module, example: Tensor) -> None:
-    """Weights, moments and statistics carry over: in float64 both ways differ by rounding only."""
+@pytest.mark.parametrize(
+    "weights",
+    [
+        WeightSettings(),
+        WeightSettings(optimizer="sgd", learning_rate=0.05, mixup=0.2),
+        WeightSettings(ema=0.9, clip_norm=1.0),
+    ],
+    ids=["adamw", "sgd with mixup", "average and clipping"],
+)
+def test_cutting_the_network_during_training_changes_nothing(
+    network: nn.Module, example: Tensor, weights: WeightSettings
+) -> None:
+    """Weights, moments, averages and statistics carry over: in float64 both ways differ by rounding only."""
     network = network.double()
     groups = find_groups(network, example, torch.Generator().manual_seed(0))
     cost, batches = flops(network.float(), groups, example), list(Blobs(40, torch.float64))
     results = []
     for live_shrink in (True, False):
         model = copy.deepcopy(network).double()
-        recipe, budget = dataclasses.replace(RECIPE, live_shrink=live_shrink), Budget("FLOPs", cost, 0.4)
+        recipe = dataclasses.replace(RECIPE, live_shrink=live_shrink, weights=weights)
+        budget = Budget("FLOPs", cost, 0.4)
         trainer = Trainer(model, groups, [budget], recipe, len(batches), torch.Generator().manual_seed(0))
         losses = torch.stack([trainer.step(*batch)[0] for batch in batches])
         results.append((losses, shrink(trainer.trained_model()[0], groups, trainer.trained_model()[1])[0].state_dict()))

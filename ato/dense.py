@@ -1,0 +1,66 @@
+"""The dense network, trained by the same recipe without any pruning: what the pruned one is compared with."""
+
+import torch
+from torch import Tensor, nn
+
+from atopipe.ato.execution import PLAIN, Execution
+from atopipe.ato.loop import Batches, EpochRecord, Report, run_epochs
+from atopipe.ato.recipe import Recipe
+from atopipe.ato.schedule import Phase, learning_rate_factor
+from atopipe.ato.weights import WeightTrainer
+
+
+class DenseTrainer:
+    """All state of a dense run: the weight step of a pruning run in its dense phase, and nothing else."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        steps: int,
+        generator: torch.Generator,
+        execution: Execution = PLAIN,
+    ) -> None:
+        self.settings, self.total_steps, self.finished_steps = recipe.weights, steps, 0
+        self.phase = Phase.DENSE
+        self.weights = WeightTrainer(model, recipe.weights, execution, generator)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it would be delivered now."""
+        return self.weights.delivered
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on a batch; loss and number of correct predictions as tensors."""
+        result = self.weights.step(images, labels, self.learning_rate())
+        self.weights.average_in()
+        self.finished_steps += 1
+        return result
+
+    def learning_rate(self) -> float:
+        """The weights' learning rate of the next step."""
+        factor = learning_rate_factor(self.finished_steps, self.total_steps, self.settings.warmup)
+        return self.settings.learning_rate * factor
+
+    def flops_kept(self) -> float:
+        """All of them."""
+        return 1.0
+
+
+def train_dense(
+    model: nn.Module,
+    *,
+    train_batches: Batches,
+    val_batches: Batches,
+    recipe: Recipe,
+    generator: torch.Generator,
+    report: Report,
+    execution: Execution = PLAIN,
+) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
+    """Train `model` densely; the trained network and the record of each epoch. `model` is consumed.
+
+    Raises DivergedError when the loss is no longer finite.
+    """
+    trainer = DenseTrainer(model, recipe, recipe.epochs * len(train_batches), generator, execution)
+    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report)
+    return trainer.network.eval(), history

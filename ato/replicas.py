@@ -1,0 +1,25 @@
+"""A job of several processes, each with a share of every batch: what they must agree on (torch.distributed)."""
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def count() -> int:
+    """Processes of the job; 1 unless a process group was initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in place and bit-equal on all of them."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= count()
+
+
+def agree(tensor: Tensor) -> None:
+    """Give every process the first one's tensor, in place."""
+    if count() > 1:
+        dist.broadcast(tensor, src=0)
