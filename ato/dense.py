@@ -23,6 +23,7 @@ class DenseTrainer:
     ) -> None:
         self.settings, self.total_steps, self.finished_steps = recipe.weights, steps, 0
         self.phase = Phase.DENSE
+        self.execution = execution
         self.weights = WeightTrainer(model, recipe.weights, execution, generator)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato import replicas
+from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.search import DivergedError
 
 REPORT_EVERY = 10
@@ -39,6 +40,11 @@ class Steps(Protocol):
     @property
     def network(self) -> nn.Module:
         """The network as it would be delivered now."""
+        ...
+
+    @property
+    def execution(self) -> Execution:
+        """How the network is run."""
         ...
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +123,7 @@ def _run_epoch(
         phase=phase,
         loss=_finite(float(totals[0]), trainer.finished_steps),
         train_accuracy=float(totals[1]),
-        val_accuracy=accuracy(trainer.network, val_batches),
+        val_accuracy=accuracy(trainer.network, val_batches, trainer.execution),
         flops_kept=trainer.flops_kept(),
         learning_rate=rate,
         seconds=time.perf_counter() - start,
@@ -131,13 +137,13 @@ def _finite(loss: float, step: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Batches) -> float:
+def accuracy(model: nn.Module, batches: Batches, execution: Execution = PLAIN) -> float:
     """Top-1 accuracy of `model` in evaluation mode over all batches, a fraction."""
     training = model.training
     model.eval()
     correct = seen = 0
     for images, labels in batches:
-        correct += int((model(images).argmax(1) == labels).sum())
+        correct += int((execution.logits(model, images).argmax(1) == labels).sum())
         seen += len(labels)
     model.train(training)
     return correct / seen

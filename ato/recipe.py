@@ -41,7 +41,7 @@ class PhaseSettings:
     """The phases of a run as fractions of it; what they leave is trained on the small network alone."""
 
     dense: float = 0.1
-    search: float = 0.35
+    search: float = 0.25
     decay: float = 0.1
 
     def __post_init__(self) -> None:
@@ -56,7 +56,8 @@ class PhaseSettings:
 class ControllerSettings:
     """How the controller network searches for the mask (ATO, section 3.2; symbols of its released code in brackets).
 
-    `every`: weight steps between two controller steps; `offset` [base] and `temperature` [T] of the Gumbel-sigmoid;
+    `every`: weight steps between two controller steps, fewer where a run would have less than `least_steps` of them;
+    `offset` [base] and `temperature` [T] of the Gumbel-sigmoid;
     `budget_weight` [2 * reg_w] and `margin` (half-width of the penalty's dead zone, a fraction of the dense FLOPs);
     `anneal`: fraction of the search during which the budget falls from 1 to the target; `statistics`: what the
     normalisation layers use in the controller step, the batch's own statistics or the running ones.
@@ -64,7 +65,8 @@ class ControllerSettings:
 
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    every: int = 1
+    every: int = 10
+    least_steps: int = 200
     offset: float = 3.0
     temperature: float = 0.4
     budget_weight: float = 8.0
@@ -76,6 +78,7 @@ class ControllerSettings:
         _require("controller.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         _require("controller.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("controller.every", self.every, self.every >= 1, "1 or more")
+        _require("controller.least_steps", self.least_steps, self.least_steps >= 1, "1 or more")
         _require("controller.temperature", self.temperature, self.temperature > 0, "above 0")
         _require("controller.budget_weight", self.budget_weight, self.budget_weight > 0, "above 0")
         _require("controller.margin", self.margin, 0 <= self.margin < 0.1, "in [0, 0.1)")

@@ -46,8 +46,12 @@ class Schedule:
         ends = {Phase.DENSE: self.dense_end, Phase.SEARCH: self.search_end, Phase.DECAY: self.decay_end}
         return next((phase for phase, end in ends.items() if step < end), Phase.SMALL)
 
-    def controller_steps(self, every: int) -> range:
-        """The steps after which the controller takes one too: every `every`-th of the search, its last one included."""
+    def controller_steps(self, every: int, least: int = 1) -> range:
+        """The steps after which the controller takes one too: every `every`-th of the search, its last one included.
+
+        More often where they would be fewer than `least`, at most after every step.
+        """
+        every = max(1, min(every, (self.search_end - self.dense_end) // least))
         first = self.dense_end + (self.search_end - 1 - self.dense_end) % every
         return range(first, self.search_end, every)
 

@@ -25,24 +25,26 @@ class DivergedError(Exception):
 class Search:
     """All state of the search; one call of `step` moves the controller forward and leaves the network as it is.
 
-    Raises BudgetError when a budget cannot be met at all.
+    The network is the one at full width. Raises BudgetError when a budget cannot be met at all.
     """
 
     def __init__(
         self,
+        model: nn.Module,
         groups: Groups,
         budgets: Sequence[Budget],
         settings: ControllerSettings,
         align: Align,
-        device: torch.device,
         generator: torch.Generator,
         execution: Execution = PLAIN,
     ) -> None:
         check_budgets(groups, budgets, align)
-        self.groups, self.budgets, self.settings, self.align = groups, budgets, settings, align
+        self.model, self.groups, self.budgets = model, groups, budgets
+        self.settings, self.align = settings, align
         self.generator, self.execution = generator, execution
+        self.lookups = mask_lookups(model, groups)
+        device = next(model.parameters()).device
         self.costs = [budget.cost.to(device) for budget in budgets]
-        self.lookups: dict[str, Tensor] = {}
         self.width_steps = narrowest_widths(groups, align).to(device)
         self.controller = Controller(groups.sizes, generator).to(device)
         self.optimizer = torch.optim.AdamW(
@@ -67,15 +69,23 @@ class Search:
             raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
         return best_groups(scores, self.groups, select_widths(scores, self.groups, self.budgets, self.align))
 
-    def step(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> None:
+    @torch.no_grad()
+    def cost_of(self, mask: Tensor) -> float:
+        """The first budget's cost of a mask [G], its widths moved up to whole steps; a fraction of dense."""
+        widths = aligned(self.groups.widths(mask).to(self.width_steps), self.width_steps)
+        return float(self.costs[0].ratio(widths))
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
         """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample).
 
         `progress`: the part of the search that is over, in (0, 1].
         """
         logits = self.scores()
-        self.lookups = self.lookups or mask_lookups(model, self.groups)
-        with STATISTICS[self.settings.statistics](model), masked_at(model, self.lookups, self._sample(logits)):
-            loss = cross_entropy(self.execution.logits(model, images), labels)
+        with (
+            STATISTICS[self.settings.statistics](self.model),
+            masked_at(self.model, self.lookups, self._sample(logits)),
+        ):
+            loss = cross_entropy(self.execution.logits(self.model, images), labels)
         loss = loss + self.settings.budget_weight * self._penalty(self._sample(logits), progress)
         parameters = list(self.controller.parameters())
         # Only the controller's gradients are computed: the weights' would cost as much again as the rest of the step.

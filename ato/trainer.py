@@ -42,12 +42,14 @@ class Trainer:
         steps: int,
         generator: torch.Generator,
         execution: Execution = PLAIN,
+        search: type[Search] = Search,
     ) -> None:
         self.groups, self.recipe = groups, recipe
         self.schedule = Schedule.of(recipe.phases, steps)
-        self.controller_steps = self.schedule.controller_steps(recipe.controller.every)
+        self.controller_steps = self.schedule.controller_steps(recipe.controller.every, recipe.controller.least_steps)
         self.device = next(model.parameters()).device
-        self.search = Search(groups, budgets, recipe.controller, recipe.align, self.device, generator, execution)
+        self.search = search(model, groups, budgets, recipe.controller, recipe.align, generator, execution)
+        self.execution = execution
         self.weights = WeightTrainer(model, recipe.weights, execution, generator)
         self.removal = Removal(model, groups, recipe.projection)
         self.finished_steps = 0
@@ -79,7 +81,7 @@ class Trainer:
         self.weights.average_in()
         if self.finished_steps in self.controller_steps:
             progress = self.schedule.search_progress(self.finished_steps + 1)
-            self.search.step(self.weights.model, images, labels, progress)
+            self.search.step(images, labels, progress)
         self._advance()
         return result
 
@@ -117,7 +119,7 @@ class Trainer:
         if self.phase is Phase.DENSE:
             return 1.0
         mask = self.search.likely_mask() if self.frozen_mask is None else self.frozen_mask
-        return float(self.search.budgets[0].cost.ratio(self.groups.widths(mask.cpu())))
+        return self.search.cost_of(mask)
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -151,6 +153,7 @@ def train(
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
+    search: type[Search] = Search,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
 
@@ -158,7 +161,7 @@ def train(
     DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator.
     """
     steps = recipe.epochs * len(train_batches)
-    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution)
+    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, search)
     history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report)
     trained, mask = trainer.trained_model()
     return Trained(trained.eval(), mask, history)

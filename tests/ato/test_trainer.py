@@ -142,7 +142,7 @@ def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Mo
     trainer = Trainer(residual, groups, [Budget("FLOPs", cost, 0.4)], RECIPE, 40, torch.Generator().manual_seed(0))
     before = copy.deepcopy(residual.state_dict())
     logits = trainer.search.scores().detach()
-    trainer.search.step(residual, *next(iter(Blobs(1))), progress=0.5)
+    trainer.search.step(*next(iter(Blobs(1))), progress=0.5)
     after = residual.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(trainer.search.scores(), logits)
@@ -192,9 +192,9 @@ def test_the_search_keeps_the_groups_that_the_loss_needs(example: Tensor) -> Non
     kept, removed = [], []
     for seed in range(3):
         noise = torch.Generator().manual_seed(seed)
-        search = Search(groups, [budget], recipe.controller, recipe.align, torch.device("cpu"), noise)
+        search = Search(model, groups, [budget], recipe.controller, recipe.align, noise)
         for images, labels in Blobs(150):
-            search.step(model, images, labels, progress=1.0)
+            search.step(images, labels, progress=1.0)
         kept.append(masked_accuracy(model, groups, search.best_mask()))
         removed.append(masked_accuracy(model, groups, 1 - search.best_mask()))
     assert sum(kept) / 3 > 0.93

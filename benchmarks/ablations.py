@@ -1,0 +1,135 @@
+"""What is the controller worth? Masks of several origins under one recipe, data order, budget and freeze step.
+
+    python benchmarks/ablations.py run --data CIFAR --targets 0.5,0.3 --seeds 0,1,2
+    python benchmarks/ablations.py table
+
+CIFAR is a folder with train/<class>/ and test/<class>/ images. Every run is a line of results/ablations.jsonl; what is
+there is not run again, and `--part 1/2` beside `--part 2/2` shares the work between two processes.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+from cases import ATO, DENSE, Case, done, markdown, train_case
+from masks import Norms, Random, Scales, Uniform
+from record import append, environment, rows
+
+from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
+from atopipe.ato.search import Search
+from atopipe.pipeline.data import load_data
+
+NAME = "ablations"
+RECIPE = Recipe(
+    batch_size=128,
+    align=1,
+    weights=WeightSettings("sgd", learning_rate=0.2, weight_decay=5e-4, warmup=0.2, label_smoothing=0.0),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What stands in one row: where the mask comes from, and what differs from the common recipe."""
+
+    search: type[Search] = Search
+    change: Callable[[Recipe], Recipe] = lambda recipe: recipe
+
+
+def controller(**settings: Any) -> Callable[[Recipe], Recipe]:
+    """A change of the controller's settings."""
+    return lambda recipe: dataclasses.replace(recipe, controller=dataclasses.replace(recipe.controller, **settings))
+
+
+def authors(recipe: Recipe) -> Recipe:
+    """The settings of the authors' code, but for the phases, and for the decay, which still ends at zero."""
+    settings = ControllerSettings(
+        learning_rate=1e-3, every=20, least_steps=1, budget_weight=8.0, margin=0.005, anneal=0.0, statistics="running"
+    )
+    return dataclasses.replace(recipe, controller=settings, projection=ProjectionSettings(10.0, 1000.0))
+
+
+def phases(**settings: float) -> Callable[[Recipe], Recipe]:
+    """A change of the phases."""
+    return lambda recipe: dataclasses.replace(recipe, phases=dataclasses.replace(recipe.phases, **settings))
+
+
+ORIGINS: dict[str, Variant] = {
+    DENSE: Variant(),
+    ATO: Variant(),
+    "norm scales, one threshold": Variant(Scales),
+    "norms, one threshold": Variant(Norms),
+    "norm scales, uniform widths": Variant(Uniform),
+    "random channels, uniform widths": Variant(Random),
+    "the authors' settings": Variant(change=authors),
+}
+SETTINGS: dict[str, Variant] = {
+    "running statistics": Variant(change=controller(statistics="running")),
+    "no annealing": Variant(change=controller(anneal=0.0)),
+    "controller every 2nd step": Variant(change=controller(every=2)),
+}
+DEFAULTS, PHASES = RECIPE.controller, RECIPE.phases
+SENSITIVITY: dict[str, Variant] = {
+    f"{name} x {factor:g}": Variant(change=change)
+    for factor in (0.5, 2.0)
+    for name, change in {
+        "controller learning rate": controller(learning_rate=DEFAULTS.learning_rate * factor),
+        "budget weight": controller(budget_weight=DEFAULTS.budget_weight * factor),
+        "temperature": controller(temperature=DEFAULTS.temperature * factor),
+        "offset": controller(offset=DEFAULTS.offset * factor),
+        "length of the search": phases(search=PHASES.search * factor),
+    }.items()
+}
+VARIANTS = {**ORIGINS, **SETTINGS, **SENSITIVITY}
+
+
+@click.group()
+def cli() -> None:
+    """Masks of several origins, compared."""
+
+
+@cli.command()
+@click.option("--data", required=True, help="Folder with train/<class>/ and test/<class>/ images.")
+@click.option("--model", default="resnet20", show_default=True)
+@click.option("--variants", default=",".join(ORIGINS), show_default=True, help="'all', or names with commas.")
+@click.option("--targets", default="0.5,0.3", show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--images", default=10_000, show_default=True, help="Training images.")
+@click.option("--epochs", default=12, show_default=True)
+@click.option("--part", default="1/1", show_default=True, help="Which part of the runs this process takes.")
+@click.option("--threads", default=1, show_default=True)
+def run(
+    data: str, model: str, variants: str, targets: str, seeds: str, images: int, epochs: int, part: str, threads: int
+) -> None:
+    """Train what is not there yet."""
+    torch.set_num_threads(threads)
+    number, parts = map(int, part.split("/"))
+    names = list(VARIANTS) if variants == "all" else variants.split(",")
+    chosen = load_data(f"imagefolder:{data}", seed=0).subset(images, torch.Generator().manual_seed(0))
+    wanted = itertools.product(map(int, seeds.split(",")), map(float, targets.split(",")), names)
+    cases = [Case(name, model, target, seed, images, epochs) for seed, target, name in wanted]
+    cases = [case for case in cases if case.variant != DENSE or case.target == float(targets.split(",")[0])]
+    for case in cases[number - 1 :: parts]:
+        if case not in done(NAME):
+            start = time.perf_counter()
+            variant = VARIANTS[case.variant]
+            result = train_case(case, chosen, variant.change(RECIPE), variant.search, torch.device("cpu"))
+            environs = {"threads": threads, **environment()}
+            append(NAME, {**dataclasses.asdict(case), **result, "environment": environs})
+            minutes = (time.perf_counter() - start) / 60
+            print(f"{case.variant}, seed {case.seed}, {case.target:g}: {result['accuracy']:.4f} in {minutes:.1f} min")
+
+
+@cli.command()
+@click.option("--model", default="resnet20", show_default=True)
+def table(model: str) -> None:
+    """Print the results of one model as a Markdown table."""
+    print("\n".join(markdown((row for row in rows(NAME) if row["model"] == model), list(VARIANTS))))
+
+
+if __name__ == "__main__":
+    cli()

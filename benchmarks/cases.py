@@ -1,0 +1,92 @@
+"""Training runs as lines of a file of results: what was run, what came out, and tables of it."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from record import rows
+
+from atopipe.ato.dense import train_dense
+from atopipe.ato.execution import PRECISIONS, Execution
+from atopipe.ato.loop import EpochRecord, accuracy
+from atopipe.ato.probe import find_groups
+from atopipe.ato.recipe import Recipe
+from atopipe.ato.resources import flops
+from atopipe.ato.search import Search
+from atopipe.ato.selection import Budget
+from atopipe.ato.trainer import train
+from atopipe.pipeline.models import build_model
+from atopipe.pipeline.splits import Data
+
+DENSE, ATO = "dense", "ATO"
+WATCHED = 500  # test images looked at after every epoch; the whole set is, once, at the end
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: what makes its line in the results its own."""
+
+    variant: str
+    model: str
+    target: float
+    seed: int
+    images: int
+    epochs: int
+
+
+def train_case(case: Case, data: Data, recipe: Recipe, search: type[Search], device: torch.device) -> dict[str, Any]:
+    """Train, and test on the whole validation part: accuracy, cost and widths of the network, seconds per phase."""
+    torch.manual_seed(case.seed)
+    model, example = build_model(case.model, len(data.labels)), torch.zeros(1, 3, *data.preprocessing.size)
+    execution = Execution(PRECISIONS[recipe.precision](device), torch.channels_last)
+    watched = torch.linspace(0, len(data.val) - 1, min(WATCHED, len(data.val))).long()
+    epochs: list[EpochRecord] = []
+    common: dict[str, Any] = {
+        "train_batches": data.train.batches(
+            recipe.batch_size, device=device, generator=torch.Generator().manual_seed(case.seed)
+        ),
+        "val_batches": data.val.take(watched).batches(WATCHED, device=device),
+        "recipe": dataclasses.replace(recipe, epochs=case.epochs),
+        "generator": torch.Generator().manual_seed(case.seed + 1000),
+        "report": lambda happened: epochs.append(happened) if isinstance(happened, EpochRecord) else None,
+        "execution": execution,
+    }
+    kept: dict[str, Any] = {"flops_ratio": 1.0}
+    if case.variant == DENSE:
+        trained, _ = train_dense(model.to(device), **common)
+    else:
+        groups = find_groups(model, example, torch.Generator().manual_seed(case.seed))
+        cost = flops(model, groups, example)
+        result = train(model.to(device), groups, [Budget("FLOPs", cost, case.target)], search=search, **common)
+        trained, widths = result.model, groups.widths(result.mask.cpu())
+        kept = {
+            "flops_ratio": float(cost.ratio(widths)),
+            "widths": {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)},
+        }
+    seconds = {phase: sum(e.seconds for e in epochs if e.phase == phase) for phase in {e.phase for e in epochs}}
+    tested = accuracy(trained, data.val.batches(WATCHED, device=device), execution)
+    return {"accuracy": tested, **kept, "flops_kept": [e.flops_kept for e in epochs], "seconds": seconds}
+
+
+def done(name: str) -> set[Case]:
+    """The runs whose results are there."""
+    names = [field.name for field in dataclasses.fields(Case)]
+    return {Case(**{field: row[field] for field in names}) for row in rows(name)}
+
+
+def markdown(found: Iterable[Mapping[str, Any]], order: Sequence[str]) -> Iterator[str]:
+    """A table: one line per target and variant, mean, standard deviation and error over the seeds."""
+    yield "| mask from | target | seeds | top-1, % | standard deviation | standard error | FLOPs kept |"
+    yield "|-|-|-|-|-|-|-|"
+    ordered = sorted(found, key=lambda row: (-row["target"], order.index(row["variant"])))
+    for (target, variant), group in itertools.groupby(ordered, key=lambda row: (row["target"], row["variant"])):
+        runs = list(group)
+        values = [100 * row["accuracy"] for row in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        kept = f"{min(r['flops_ratio'] for r in runs):.4f} to {max(r['flops_ratio'] for r in runs):.4f}"
+        numbers = f"{statistics.mean(values):.2f} | {spread:.2f} | {spread / len(values) ** 0.5:.2f}"
+        yield f"| {variant} | {target:g} | {len(runs)} | {numbers} | {kept} |"

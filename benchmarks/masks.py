@@ -1,0 +1,59 @@
+"""Masks that no controller chose: the rules that a controller has to beat, each in the place of a search."""
+
+import torch
+from torch import Tensor, nn
+
+from atopipe.ato import axes
+from atopipe.ato.groups import Groups
+from atopipe.ato.search import Search
+from atopipe.ato.slices import group_norms
+
+
+def norm_scales(model: nn.Module, groups: Groups) -> Tensor:
+    """Sum of |scale| over the norm layers each group passes, [G]; the group's own norm in sets without norm layers."""
+    parts = []
+    for group_set, norms in zip(groups.sets, groups.split(group_norms(model, groups)), strict=True):
+        total = torch.zeros_like(norms)
+        for member in group_set.members:
+            layer = model.get_submodule(member.module)
+            if isinstance(layer, axes.CHANNEL_NORMS):
+                total.index_add_(0, member.group, layer.weight.detach().abs()[member.index])
+        parts.append(total if bool(total.any()) else norms)
+    return torch.cat(parts)
+
+
+class Unsearched(Search):
+    """A rule in the controller's place: it learns nothing, and scores the groups when it is asked."""
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
+        """Nothing to learn."""
+
+
+class Scales(Unsearched):
+    """The groups with the largest norm scales, over all sets together."""
+
+    def scores(self) -> Tensor:
+        return norm_scales(self.model, self.groups)
+
+
+class Norms(Unsearched):
+    """The groups with the largest norms, over all sets together."""
+
+    def scores(self) -> Tensor:
+        return group_norms(self.model, self.groups)
+
+
+class Uniform(Unsearched):
+    """The same share of every set, its largest norm scales."""
+
+    def scores(self) -> Tensor:
+        parts = self.groups.split(norm_scales(self.model, self.groups))
+        return torch.cat([part.argsort().argsort().double() / len(part) for part in parts])
+
+
+class Random(Unsearched):
+    """The same share of every set, at random."""
+
+    def scores(self) -> Tensor:
+        noise = torch.Generator().manual_seed(self.generator.initial_seed())
+        return torch.cat([torch.randperm(size, generator=noise).double() / size for size in self.groups.sizes])
