@@ -61,11 +61,11 @@ def phases(**settings: float) -> Callable[[Recipe], Recipe]:
 ORIGINS: dict[str, Variant] = {
     DENSE: Variant(),
     ATO: Variant(),
-    "norm scales, one threshold": Variant(Scales),
-    "norms, one threshold": Variant(Norms),
-    "norm scales, uniform widths": Variant(Uniform),
-    "random channels, uniform widths": Variant(Random),
-    "the authors' settings": Variant(change=authors),
+    "norm scales over all sets": Variant(Scales),
+    "norms over all sets": Variant(Norms),
+    "norm scales and uniform widths": Variant(Uniform),
+    "random channels and uniform widths": Variant(Random),
+    "settings of the authors": Variant(change=authors),
 }
 SETTINGS: dict[str, Variant] = {
     "running statistics": Variant(change=controller(statistics="running")),
