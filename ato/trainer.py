@@ -111,8 +111,9 @@ class Trainer:
     def _cut(self) -> None:
         """Go on with the small network: zero groups can never matter again, so keeping them would only cost time."""
         full = self.weights.model
-        self.full = full, structure_of(full, self.groups, self._mask())
-        self.weights.cut(self.full[1])
+        structure = structure_of(full, self.groups, self._mask())
+        self.weights.cut(structure)
+        self.full = full.cpu(), structure  # waits for its last use where memory is not scarce
 
     def flops_kept(self) -> float:
         """The first budget's cost at the frozen mask or, before, at the likely one; a fraction of dense."""

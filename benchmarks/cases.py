@@ -62,7 +62,7 @@ def train_case(case: Case, data: Data, recipe: Recipe, search: type[Search], dev
         groups = find_groups(model, example, torch.Generator().manual_seed(case.seed))
         cost = flops(model, groups, example)
         result = train(model.to(device), groups, [Budget("FLOPs", cost, case.target)], search=search, **common)
-        trained, widths = result.model, groups.widths(result.mask.cpu())
+        trained, widths = result.model.to(device), groups.widths(result.mask.cpu())
         kept = {
             "flops_ratio": float(cost.ratio(widths)),
             "widths": {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)},

@@ -43,6 +43,24 @@ def test_the_budget_falls_from_one_to_the_target_and_stays() -> None:
     assert annealed_target(0.3, 0.0, 0.0) == 0.3
 
 
+def test_short_runs_take_controller_steps_more_often() -> None:
+    long, short = (Schedule.of(PhaseSettings(dense=0.1, search=0.4), total) for total in (10_000, 1000))
+    assert len(long.controller_steps(every=10, least=200)) == 400
+    assert len(short.controller_steps(every=10, least=200)) == 200
+    assert len(short.controller_steps(every=10, least=10_000)) == 400
+
+
+@given(fractions, st.integers(2, 5000), st.integers(1, 30), st.integers(1, 300))
+def test_controller_steps_lie_in_the_search_and_end_it(
+    parts: tuple[float, ...], total: int, every: int, least: int
+) -> None:
+    schedule = Schedule.of(PhaseSettings(*parts), total)
+    steps = schedule.controller_steps(every, least)
+    assert steps[-1] == schedule.search_end - 1
+    assert steps[0] >= schedule.dense_end
+    assert len(steps) >= min(least, schedule.search_end - schedule.dense_end)
+
+
 def test_a_wrong_setting_names_itself_its_value_and_the_range() -> None:
     with pytest.raises(ValueError, match=r"^controller.temperature is 0, but must be above 0$"):
         ControllerSettings(temperature=0)
