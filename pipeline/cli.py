@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.run_directory import RunDirectory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Given = str | bool | None  # what an option came with; None where it was left out
 
 TARGET_HELP = (
     "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)."
@@ -63,7 +64,8 @@ def _failure(error: BaseException) -> Failure | None:
 
 
 def _unknown_option(error: click.NoSuchOption) -> str:
-    known = [option for parameter in error.ctx.command.params for option in parameter.opts] if error.ctx else []
+    parameters = error.ctx.command.params if error.ctx else []
+    known = [option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)]
     return f"unknown option '{error.option_name}': {did_you_mean(error.option_name, known) or 'see --help'}"
 
 
@@ -91,6 +93,15 @@ def configured(command: Command) -> Command:
         _option(
             "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
         ),
+        _option(
+            "--live-shrink/--no-live-shrink", help="Cut the network as soon as its masked channels are zero (default)."
+        ),
+        _option(
+            "--precision",
+            metavar="FORMAT",
+            help="auto (default: bfloat16 where the device has it), float32 or bfloat16.",
+        ),
+        _option("--compile/--no-compile", help="Run the weight step through torch.compile."),
         _option(
             "--data",
             metavar="SOURCE",
@@ -126,13 +137,15 @@ def shown(command: Command) -> Command:
 
 
 def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    return click.option(name, envvar=f"ATOPIPE_{name[2:].replace('-', '_').upper()}", **settings)
+    """A setting: absent unless it is given, on the command line or by its environment variable."""
+    flag = name.partition("/")[0]
+    return click.option(name, default=None, envvar=f"ATOPIPE_{flag[2:].replace('-', '_').upper()}", **settings)
 
 
 @cli.command()
 @configured
 @written
-def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: str | None) -> None:
+def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
     """Train, shrink, export, validate and report, in one go; complete stages are skipped.
 
     \b
@@ -148,7 +161,7 @@ def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: 
 @cli.command()
 @configured
 @written
-def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: str | None) -> None:
+def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
     """Train and prune only: the first stage of a run directory.
 
     \b
@@ -158,7 +171,7 @@ def train(output: str | None, machine: bool, quiet: bool, force: bool, **options
 
 
 def _start(
-    names: Sequence[str], output: str | None, *, machine: bool, quiet: bool, force: bool, options: dict[str, str | None]
+    names: Sequence[str], output: str | None, *, machine: bool, quiet: bool, force: bool, options: dict[str, Given]
 ) -> None:
     from atopipe.pipeline.display import open_display
     from atopipe.pipeline.run_directory import RunDirectory
@@ -195,7 +208,7 @@ cli.add_command(stage_command("report", "Write summary.md from what the other st
 @cli.command()
 @configured
 @click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def inspect(machine: bool, **options: str | None) -> None:
+def inspect(machine: bool, **options: Given) -> None:
     """What of a network can be pruned, what cannot and why, and how small it can become.
 
     \b
@@ -207,14 +220,14 @@ def inspect(machine: bool, **options: str | None) -> None:
     click.echo(json.dumps(inspection.as_dict(), indent=2) if machine else inspection.as_text())
 
 
-def _configuration(options: dict[str, str | None]) -> "Config":
+def _configuration(options: dict[str, Given]) -> "Config":
     """File, recipe, environment and command line, in this order."""
     from atopipe.pipeline.config import FLAGS, load_config
 
     given = {name: value for name, value in options.items() if value is not None}
     file = given.pop("config", None)
     names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()} | {"recipe": "recipe"}
-    return load_config(Path(file) if file else None, {names[name]: value for name, value in given.items()})
+    return load_config(Path(str(file)) if file else None, {names[name]: value for name, value in given.items()})
 
 
 def _default_output(config: "Config") -> Path:

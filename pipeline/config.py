@@ -26,6 +26,9 @@ FLAGS: Mapping[str, str] = {
     "target_flops": "--target-flops",
     "target_params": "--target-params",
     "recipe.align": "--align",
+    "recipe.live_shrink": "--live-shrink",
+    "recipe.precision": "--precision",
+    "recipe.compile": "--compile",
     "data.source": "--data",
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
@@ -248,4 +251,5 @@ def _allowed(path: str, error: ErrorDetails) -> str:
     if error["type"] in ("model_type", "dataclass_type"):
         return "a name, or a section of 'key: value' lines"
     expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
-    return ranges.get(path, expected.replace("a valid integer", "a whole number"))
+    plain = expected.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
+    return ranges.get(path, plain)

@@ -38,19 +38,34 @@ class Workspace:
             raise MissingError("--device cuda: torch finds no CUDA GPU here: choose --device cpu, or repair the driver")
         device = torch.device("cuda" if present and wanted != "cpu" else "cpu")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {self.threads}"
-        self.display.say(f"device  {device.type} ({name})")
+        self.display.say(f"device  {device.type} ({name}, {_written(self._precision(device))})")
         return device
+
+    def _precision(self, device: "torch.device") -> "torch.dtype":
+        from atopipe.ato.execution import PRECISIONS
+
+        return PRECISIONS[self.config.recipe.precision](device)
 
     def execution(self, model: "nn.Module") -> "Execution":
         """How `model`, still on the CPU, is run in training."""
         import torch
 
-        from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
+        from atopipe.ato.execution import Execution, best_memory_format
 
-        recipe = self.config.recipe
-        precision = PRECISIONS[recipe.precision](self.device)
-        layout = best_memory_format(model, self.example)
-        return Execution(precision, layout, torch.compile) if recipe.compile else Execution(precision, layout)
+        precision, layout = self._precision(self.device), best_memory_format(model, self.example)
+        return (
+            Execution(precision, layout, torch.compile) if self.config.recipe.compile else Execution(precision, layout)
+        )
+
+    def conditions(self, execution: "Execution") -> dict[str, str | int | bool]:
+        """What the training ran on and how, in plain words."""
+        return {
+            "device": self.device.type,
+            "threads": self.threads,
+            "precision": _written(execution.precision),
+            "memory_format": _written(execution.memory_format),
+            "compiled": self.config.recipe.compile,
+        }
 
     @cached_property
     def data(self) -> "Data":
@@ -104,3 +119,8 @@ class Workspace:
     def example(self) -> "Tensor":
         """One image [1, C, H, W] that lends its shape to traces and counts."""
         return self.images(1)
+
+
+def _written(kind: object) -> str:
+    """A number format or a memory format of torch without its prefix."""
+    return str(kind).removeprefix("torch.")

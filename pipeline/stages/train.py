@@ -1,6 +1,7 @@
 """Train the dense network while the controller learns which groups to keep.
 
-Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safetensors and history.json.
+Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safetensors, history.json and
+execution.json.
 """
 
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import COST_NAMES, TARGETS
 from atopipe.pipeline.networks import save_tensors
-from atopipe.pipeline.run_directory import write_json
+from atopipe.pipeline.run_directory import EXECUTION, write_json
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.summary import both_readings
 
@@ -56,6 +57,7 @@ def run(context: Context) -> dict[str, float]:
         execution=execution,
     )
     _save(context, groups, trained)
+    write_json(context.folder / EXECUTION, workspace.conditions(execution))
     return {}
 
 

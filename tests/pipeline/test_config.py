@@ -67,6 +67,8 @@ def test_a_slice_holds_what_was_asked_for() -> None:
         ({"recipe.epochs": "many"}, "--epochs is many, but must be a whole number"),
         ({"recipe.batch_size": "1"}, "--batch-size is 1, but must be 2 or more"),
         ({"seed": "-1"}, "--seed is -1, but must be a whole number from 0 to 4294967295"),
+        ({"recipe.precision": "fp16"}, "--precision is fp16, but must be 'auto', 'float32' or 'bfloat16'"),
+        ({"recipe.live_shrink": "maybe"}, "--live-shrink is maybe, but must be true or false"),
         ({"device": "gpu"}, "--device is gpu, but must be 'auto', 'cpu' or 'cuda'"),
         ({"data.val_fraction": 1}, "data.val_fraction is 1, but must be a number between 0 and 1"),
         ({"recipe": "quikc"}, "unknown recipe 'quikc': did you mean quick?"),

@@ -78,7 +78,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
         *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md"),
         *(
             f"stages/train/{name}"
-            for name in ("weights.safetensors", "masks.safetensors", "history.json", "result.json")
+            for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
         *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "result.json")),
@@ -123,6 +123,13 @@ def test_the_manifest_holds_the_digest_of_every_artifact(work: Path) -> None:
     for stage in manifest["stages"]:
         for name, digest in stage["artifacts"].items():
             assert sha256_file(work / "out/stages" / stage["stage"] / name) == digest
+
+
+def test_the_manifest_says_how_the_network_was_trained(work: Path) -> None:
+    execution = json.loads((work / "out/manifest.json").read_text())["execution"]["train"]
+    assert execution["precision"] in ("float32", "bfloat16")
+    del execution["precision"]  # depends on the processor
+    assert execution == {"device": "cpu", "threads": 1, "memory_format": "channels_last", "compiled": False}
 
 
 def test_a_finished_run_does_nothing_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
