@@ -120,8 +120,13 @@ def configured(command: Command) -> Command:
 
 def written(command: Command) -> Command:
     """The options of commands that start a run directory."""
-    output = _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED).")
-    return output(shown(command))
+    options = [
+        _option(
+            "--baseline/--no-baseline", help="Train the dense network as well, by the same recipe, to compare with."
+        ),
+        _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED)."),
+    ]
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), shown(command))
 
 
 def shown(command: Command) -> Command:
@@ -152,26 +157,29 @@ def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: 
     Example:  atopipe run --model resnet50 --target-flops 0.3
               atopipe run --model resnet18 --target-flops 0.5 --data imagefolder:photos --output runs/photos
     """
-    from atopipe.pipeline.stages import STAGES
-
-    names = [stage.NAME for stage in STAGES]
-    _start(names, output, machine=machine, quiet=quiet, force=force, options=options)
+    _start(None, output, machine=machine, quiet=quiet, force=force, options=options)
 
 
 @cli.command()
 @configured
 @written
 def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
-    """Train and prune only: the first stage of a run directory.
+    """Train and prune only: the first stage of a run directory, and the second one where --baseline asks for it.
 
     \b
     Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
     """
-    _start(["train"], output, machine=machine, quiet=quiet, force=force, options=options)
+    _start(["train", "baseline"], output, machine=machine, quiet=quiet, force=force, options=options)
 
 
 def _start(
-    names: Sequence[str], output: str | None, *, machine: bool, quiet: bool, force: bool, options: dict[str, Given]
+    names: Sequence[str] | None,
+    output: str | None,
+    *,
+    machine: bool,
+    quiet: bool,
+    force: bool,
+    options: dict[str, Given],
 ) -> None:
     from atopipe.pipeline.display import open_display
     from atopipe.pipeline.run_directory import RunDirectory
@@ -242,19 +250,24 @@ def _target_words(config: "Config") -> list[str]:
     return [f"{target:g}" if cost == "flops" else f"{cost}{target:g}" for cost, target in config.targets.items()]
 
 
-def _execute(names: Sequence[str], run: "RunDirectory", display: "Display", *, force: bool, machine: bool) -> None:
-    """Runs stages, shows what came out, and raises what the gates say."""
+def _execute(
+    names: Sequence[str] | None, run: "RunDirectory", display: "Display", *, force: bool, machine: bool
+) -> None:
+    """Runs those stages, or all, shows what came out, and raises what the gates say."""
     from atopipe.pipeline.runner import execute
-    from atopipe.pipeline.stages import STAGES
+    from atopipe.pipeline.stages import stages_of
     from atopipe.pipeline.stages.report import summary_of
     from atopipe.pipeline.stages.validate import raise_verdict
 
-    execute([stage for stage in STAGES if stage.NAME in names], STAGES, run, display, force=force)
+    known = stages_of(run.config)
+    chosen = [stage for stage in known if names is None or stage.NAME in names]
+    execute(chosen, known, run, display, force=force)
     if machine:
-        click.echo(json.dumps(run.metrics(STAGES), indent=2))
-    if "report" in names:
+        click.echo(json.dumps(run.metrics(known), indent=2))
+    done = {stage.NAME for stage in chosen}
+    if "report" in done:
         display.closing(summary_of(run))
-    if "validate" in names:
+    if "validate" in done:
         raise_verdict(run)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from atopipe.ato.recipe import ControllerSettings, PhaseSettings, WeightSettings
 from atopipe.pipeline.config import Config, load_config, parse_config, recipe_names
 from atopipe.pipeline.errors import UsageError
 
@@ -44,6 +45,13 @@ def test_a_named_recipe_replaces_the_files_and_flags_change_it(tmp_path: Path) -
 def test_shipped_recipes_are_valid_and_survive_yaml(recipe: str) -> None:
     config = load_config(None, {**GIVEN, "recipe": recipe, "model.args": {"width": 2}})
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.resolved()))) == config
+
+
+def test_the_recipe_for_cifar_is_the_usual_one_and_the_rest_is_the_default() -> None:
+    recipe = load_config(None, {**GIVEN, "recipe": "cifar"}).recipe
+    assert recipe.weights == WeightSettings("sgd", 0.1, 0.0005, warmup=0.025, label_smoothing=0.0)
+    assert (recipe.epochs, recipe.batch_size, recipe.phases) == (200, 128, PhaseSettings())
+    assert recipe.controller == ControllerSettings(every=10)
 
 
 def test_threads_are_no_part_of_the_identity() -> None:
