@@ -8,10 +8,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from atopipe.pipeline.distributed import may_speak, this_job
 from atopipe.pipeline.errors import Failure, UsageError, explain
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = _failure(error)
         if failure is None:
             raise
-        if failure.message:
+        if failure.message and may_speak():
             click.echo(f"atopipe: {failure.message}", err=True)
         return failure.exit_code
     return 0
@@ -181,10 +183,15 @@ def _start(
     force: bool,
     options: dict[str, Given],
 ) -> None:
-    from atopipe.pipeline.display import open_display
+    from atopipe.pipeline.display import QuietDisplay, open_display
     from atopipe.pipeline.run_directory import RunDirectory
 
-    config = _configuration(options)
+    config, job = _configuration(options), this_job()
+    job.check_batch(config.recipe.batch_size)
+    if job.rank > 0:
+        with TemporaryDirectory() as scratch:
+            _execute(names, RunDirectory.create(Path(scratch), config), QuietDisplay(), force=force, machine=False)
+        return
     run = RunDirectory.create(Path(output) if output else _default_output(config), config, force=force)
     display = open_display(quiet=quiet, machine=machine)
     display.say(f"output  {run.root}")
@@ -200,6 +207,8 @@ def stage_command(name: str, summary: str) -> click.Command:
         from atopipe.pipeline.display import open_display
         from atopipe.pipeline.run_directory import RunDirectory
 
+        if this_job().rank > 0:
+            return
         display = open_display(quiet=quiet, machine=machine)
         _execute([name], RunDirectory.open(run_dir), display, force=force, machine=machine)
 
@@ -254,14 +263,20 @@ def _execute(
     names: Sequence[str] | None, run: "RunDirectory", display: "Display", *, force: bool, machine: bool
 ) -> None:
     """Runs those stages, or all, shows what came out, and raises what the gates say."""
-    from atopipe.pipeline.runner import execute
+    from atopipe.pipeline.runner import execute, execute_together
     from atopipe.pipeline.stages import stages_of
     from atopipe.pipeline.stages.report import summary_of
     from atopipe.pipeline.stages.validate import raise_verdict
 
     known = stages_of(run.config)
     chosen = [stage for stage in known if names is None or stage.NAME in names]
-    execute(chosen, known, run, display, force=force)
+    job = this_job()
+    if job.size > 1:
+        execute_together(job, chosen, known, run, display, force=force)
+    else:
+        execute(chosen, known, run, display, force=force)
+    if job.rank > 0:
+        return
     if machine:
         click.echo(json.dumps(run.metrics(known), indent=2))
     done = {stage.NAME for stage in chosen}

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def train_batches(context: Context) -> "Batches":
-    """Shuffled and augmented; the same order in every stage of a run."""
+    """Shuffled and augmented, this process's share of each; the same order in every stage and process of a run."""
+    from atopipe.pipeline.splits import Share
+
     workspace = context.workspace
     size, order = context.config.recipe.batch_size, workspace.generator(1)
-    return workspace.data.train.batches(size, device=workspace.device, generator=order)
+    share = Share(workspace.job.rank, workspace.job.size)
+    return workspace.data.train.batches(size, device=workspace.device, generator=order, share=share)
 
 
 def val_batches(context: Context) -> "Batches":

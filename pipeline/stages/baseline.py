@@ -36,6 +36,8 @@ def run(context: Context) -> dict[str, float]:
         report=reporter(context),
         execution=execution,
     )
+    if workspace.job.rank > 0:
+        return {}
     seconds = save_training(context, trained, history, execution)
     top1 = accuracy_of(context, as_function(trained, workspace.device)).top1
     return {"accuracy.dense": top1, "time.dense_epochs_s": seconds}

@@ -53,6 +53,8 @@ def run(context: Context) -> dict[str, float]:
         report=reporter(context),
         execution=execution,
     )
+    if workspace.job.rank > 0:
+        return {}
     _save_masks(context, groups, trained.mask)
     return {"time.epochs_s": save_training(context, trained.model, trained.history, execution)}
 

@@ -131,7 +131,13 @@ def test_the_manifest_says_how_the_network_was_trained(work: Path) -> None:
     execution = json.loads((work / "out/manifest.json").read_text())["execution"]["train"]
     assert execution["precision"] in ("float32", "bfloat16")
     del execution["precision"]  # depends on the processor
-    assert execution == {"device": "cpu", "threads": 1, "memory_format": "channels_last", "compiled": False}
+    assert execution == {
+        "device": "cpu",
+        "threads": 1,
+        "memory_format": "channels_last",
+        "compiled": False,
+        "processes": 1,
+    }
 
 
 def test_a_finished_run_does_nothing_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
