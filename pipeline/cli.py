@@ -8,10 +8,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from atopipe.pipeline.distributed import may_speak, this_job
 from atopipe.pipeline.errors import Failure, UsageError, explain
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.run_directory import RunDirectory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Given = str | bool | None  # what an option came with; None where it was left out
 
 TARGET_HELP = (
     "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)."
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = _failure(error)
         if failure is None:
             raise
-        if failure.message:
+        if failure.message and may_speak():
             click.echo(f"atopipe: {failure.message}", err=True)
         return failure.exit_code
     return 0
@@ -63,7 +66,8 @@ def _failure(error: BaseException) -> Failure | None:
 
 
 def _unknown_option(error: click.NoSuchOption) -> str:
-    known = [option for parameter in error.ctx.command.params for option in parameter.opts] if error.ctx else []
+    parameters = error.ctx.command.params if error.ctx else []
+    known = [option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)]
     return f"unknown option '{error.option_name}': {did_you_mean(error.option_name, known) or 'see --help'}"
 
 
@@ -92,6 +96,15 @@ def configured(command: Command) -> Command:
             "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
         ),
         _option(
+            "--live-shrink/--no-live-shrink", help="Cut the network as soon as its masked channels are zero (default)."
+        ),
+        _option(
+            "--precision",
+            metavar="FORMAT",
+            help="auto (default: bfloat16 where the device has it), float32 or bfloat16.",
+        ),
+        _option("--compile/--no-compile", help="Run the weight step through torch.compile."),
+        _option(
             "--data",
             metavar="SOURCE",
             help="digits (default), imagefolder:PATH, cifar10:DIR, cifar100:DIR or your_pkg.mod:factory.",
@@ -109,8 +122,13 @@ def configured(command: Command) -> Command:
 
 def written(command: Command) -> Command:
     """The options of commands that start a run directory."""
-    output = _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED).")
-    return output(shown(command))
+    options = [
+        _option(
+            "--baseline/--no-baseline", help="Train the dense network as well, by the same recipe, to compare with."
+        ),
+        _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED)."),
+    ]
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), shown(command))
 
 
 def shown(command: Command) -> Command:
@@ -126,44 +144,54 @@ def shown(command: Command) -> Command:
 
 
 def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    return click.option(name, envvar=f"ATOPIPE_{name[2:].replace('-', '_').upper()}", **settings)
+    """A setting: absent unless it is given, on the command line or by its environment variable."""
+    flag = name.partition("/")[0]
+    return click.option(name, default=None, envvar=f"ATOPIPE_{flag[2:].replace('-', '_').upper()}", **settings)
 
 
 @cli.command()
 @configured
 @written
-def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: str | None) -> None:
+def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
     """Train, shrink, export, validate and report, in one go; complete stages are skipped.
 
     \b
     Example:  atopipe run --model resnet50 --target-flops 0.3
               atopipe run --model resnet18 --target-flops 0.5 --data imagefolder:photos --output runs/photos
     """
-    from atopipe.pipeline.stages import STAGES
-
-    names = [stage.NAME for stage in STAGES]
-    _start(names, output, machine=machine, quiet=quiet, force=force, options=options)
+    _start(None, output, machine=machine, quiet=quiet, force=force, options=options)
 
 
 @cli.command()
 @configured
 @written
-def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: str | None) -> None:
-    """Train and prune only: the first stage of a run directory.
+def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
+    """Train and prune only: the first stage of a run directory, and the second one where --baseline asks for it.
 
     \b
     Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
     """
-    _start(["train"], output, machine=machine, quiet=quiet, force=force, options=options)
+    _start(["train", "baseline"], output, machine=machine, quiet=quiet, force=force, options=options)
 
 
 def _start(
-    names: Sequence[str], output: str | None, *, machine: bool, quiet: bool, force: bool, options: dict[str, str | None]
+    names: Sequence[str] | None,
+    output: str | None,
+    *,
+    machine: bool,
+    quiet: bool,
+    force: bool,
+    options: dict[str, Given],
 ) -> None:
-    from atopipe.pipeline.display import open_display
+    from atopipe.pipeline.display import QuietDisplay, open_display
     from atopipe.pipeline.run_directory import RunDirectory
 
-    config = _configuration(options)
+    config, job = _configuration(options), this_job()
+    job.check_batch(config.recipe.batch_size)
+    if job.rank > 0:
+        with TemporaryDirectory() as scratch:
+            _execute(names, RunDirectory.create(Path(scratch), config), QuietDisplay(), force=force, machine=False)
+        return
     run = RunDirectory.create(Path(output) if output else _default_output(config), config, force=force)
     display = open_display(quiet=quiet, machine=machine)
     display.say(f"output  {run.root}")
@@ -179,6 +207,8 @@ def stage_command(name: str, summary: str) -> click.Command:
         from atopipe.pipeline.display import open_display
         from atopipe.pipeline.run_directory import RunDirectory
 
+        if this_job().rank > 0:
+            return
         display = open_display(quiet=quiet, machine=machine)
         _execute([name], RunDirectory.open(run_dir), display, force=force, machine=machine)
 
@@ -195,7 +225,7 @@ cli.add_command(stage_command("report", "Write summary.md from what the other st
 @cli.command()
 @configured
 @click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def inspect(machine: bool, **options: str | None) -> None:
+def inspect(machine: bool, **options: Given) -> None:
     """What of a network can be pruned, what cannot and why, and how small it can become.
 
     \b
@@ -207,14 +237,14 @@ def inspect(machine: bool, **options: str | None) -> None:
     click.echo(json.dumps(inspection.as_dict(), indent=2) if machine else inspection.as_text())
 
 
-def _configuration(options: dict[str, str | None]) -> "Config":
+def _configuration(options: dict[str, Given]) -> "Config":
     """File, recipe, environment and command line, in this order."""
     from atopipe.pipeline.config import FLAGS, load_config
 
     given = {name: value for name, value in options.items() if value is not None}
     file = given.pop("config", None)
     names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()} | {"recipe": "recipe"}
-    return load_config(Path(file) if file else None, {names[name]: value for name, value in given.items()})
+    return load_config(Path(str(file)) if file else None, {names[name]: value for name, value in given.items()})
 
 
 def _default_output(config: "Config") -> Path:
@@ -229,19 +259,30 @@ def _target_words(config: "Config") -> list[str]:
     return [f"{target:g}" if cost == "flops" else f"{cost}{target:g}" for cost, target in config.targets.items()]
 
 
-def _execute(names: Sequence[str], run: "RunDirectory", display: "Display", *, force: bool, machine: bool) -> None:
-    """Runs stages, shows what came out, and raises what the gates say."""
-    from atopipe.pipeline.runner import execute
-    from atopipe.pipeline.stages import STAGES
+def _execute(
+    names: Sequence[str] | None, run: "RunDirectory", display: "Display", *, force: bool, machine: bool
+) -> None:
+    """Runs those stages, or all, shows what came out, and raises what the gates say."""
+    from atopipe.pipeline.runner import execute, execute_together
+    from atopipe.pipeline.stages import stages_of
     from atopipe.pipeline.stages.report import summary_of
     from atopipe.pipeline.stages.validate import raise_verdict
 
-    execute([stage for stage in STAGES if stage.NAME in names], STAGES, run, display, force=force)
+    known = stages_of(run.config)
+    chosen = [stage for stage in known if names is None or stage.NAME in names]
+    job = this_job()
+    if job.size > 1:
+        execute_together(job, chosen, known, run, display, force=force)
+    else:
+        execute(chosen, known, run, display, force=force)
+    if job.rank > 0:
+        return
     if machine:
-        click.echo(json.dumps(run.metrics(STAGES), indent=2))
-    if "report" in names:
+        click.echo(json.dumps(run.metrics(known), indent=2))
+    done = {stage.NAME for stage in chosen}
+    if "report" in done:
         display.closing(summary_of(run))
-    if "validate" in names:
+    if "validate" in done:
         raise_verdict(run)
 
 

@@ -26,9 +26,13 @@ FLAGS: Mapping[str, str] = {
     "target_flops": "--target-flops",
     "target_params": "--target-params",
     "recipe.align": "--align",
+    "recipe.live_shrink": "--live-shrink",
+    "recipe.precision": "--precision",
+    "recipe.compile": "--compile",
     "data.source": "--data",
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
+    "baseline": "--baseline",
     "seed": "--seed",
     "device": "--device",
     "threads": "--threads",
@@ -67,13 +71,18 @@ Target = Annotated[float, Field(gt=0, le=1)] | None
 
 
 class Config(Section):
-    """Everything a run depends on; at least one target. `threads` changes how fast a run is, not which run it is."""
+    """Everything a run depends on; at least one target.
+
+    `baseline`: train the dense network too, to compare with; `threads` changes how fast a run is. Neither changes which
+    run it is.
+    """
 
     model: ModelSettings
     target_flops: Target = None
     target_params: Target = None
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
+    baseline: bool = False
     validation: ValidationSettings = ValidationSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -91,7 +100,7 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
-        return {key: value for key, value in self.resolved().items() if key != "threads"}
+        return {key: value for key, value in self.resolved().items() if key not in ("baseline", "threads")}
 
     def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
         """The part of the configuration with these names: what a stage depends on."""
@@ -248,4 +257,5 @@ def _allowed(path: str, error: ErrorDetails) -> str:
     if error["type"] in ("model_type", "dataclass_type"):
         return "a name, or a section of 'key: value' lines"
     expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
-    return ranges.get(path, expected.replace("a valid integer", "a whole number"))
+    plain = expected.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
+    return ranges.get(path, plain)

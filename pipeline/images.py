@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from atopipe.pipeline.distributed import this_job
 from atopipe.pipeline.errors import AtopipeError, MissingError, UsageError
 from atopipe.pipeline.memory import require_memory
 
@@ -172,13 +173,14 @@ def resized(pixels: Pixels, size: Size) -> Pixels:
 def allocate_pixels(count: int, size: Size) -> Pixels:
     """uint8 [count, 3, *size], not yet filled; raises MissingError where the memory for it is lacking."""
     what = f"{count:,} images of {size[1]}x{size[0]} pixels"
-    require_memory(what, count * 3 * size[0] * size[1], "lower --input-size or take fewer images")
+    require_memory(what, count * 3 * size[0] * size[1], "lower data.input_size or take fewer images")
     return np.empty((count, 3, *size), np.uint8)
 
 
 def available_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use; the processes of a job have equal shares."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // this_job().local_size)
 
 
 def channel_statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,16 +4,21 @@ from pathlib import Path
 
 import psutil
 
+from atopipe.pipeline.distributed import this_job
 from atopipe.pipeline.errors import MissingError
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes this process may still take: the machine's, or what its container's limit leaves if that is less."""
+    """Bytes this process may still take: the machine's, or what its container's limit leaves if that is less.
+
+    The processes of a job have equal shares.
+    """
     free = int(psutil.virtual_memory().available)
     limit, used = (_cgroup_number(name) for name in ("memory.max", "memory.current"))
-    return free if limit is None else max(0, min(free, limit - (used or 0) + _droppable()))
+    left = free if limit is None else max(0, min(free, limit - (used or 0) + _droppable()))
+    return left // this_job().local_size
 
 
 def require_memory(what: str, needed: int, remedy: str) -> None:

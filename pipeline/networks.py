@@ -1,6 +1,6 @@
-"""The networks that stages leave on disk, as modules again: safetensors and JSON only, nothing is unpickled."""
+"""Networks between the stages: saved and loaded as safetensors and JSON, nothing unpickled; run and counted alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,17 @@ from atopipe.pipeline.run_directory import write_bytes
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
+    from atopipe.validate.accuracy import Accuracy
+
+    Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+BATCH_SIZE = 64
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
@@ -53,3 +61,28 @@ def load_mask(context: Context, groups: "Groups") -> "Tensor":
     if {name: len(mask) for name, mask in masks.items()} != {item.name: item.size for item in groups.sets}:
         raise MissingError("stages/train/masks.safetensors belongs to another network: run again with --force")
     return torch.cat([masks[item.name] for item in groups.sets])
+
+
+def as_function(model: "nn.Module", device: "torch.device") -> "Network":
+    """A torch network as a function of arrays, as ONNX Runtime's sessions are."""
+    import torch
+
+    model.to(device)
+
+    @torch.inference_mode()
+    def network(images: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        logits: torch.Tensor = model(torch.from_numpy(images).to(device))
+        return logits.cpu().numpy()
+
+    return network
+
+
+def accuracy_of(context: Context, network: "Network") -> "Accuracy":
+    """Top-1 on the whole validation set."""
+    from atopipe.validate.accuracy import measure_accuracy
+
+    def batches() -> "Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]":
+        for images, labels in context.workspace.data.val.batches(BATCH_SIZE, device="cpu"):
+            yield images.numpy(), labels.numpy()
+
+    return measure_accuracy(network, batches())

@@ -22,6 +22,7 @@ from atopipe.pipeline.environment import hardware, library_versions
 from atopipe.pipeline.errors import MissingError, UsageError, explain
 
 RESULT = "result.json"
+EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
 LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -188,6 +189,7 @@ class RunDirectory:
             "config": sha256_json(self.config.resolved()),
             "versions": library_versions(LIBRARIES),
             "hardware": hardware(),
+            "execution": {r.stage: self._execution(r.stage) for r in results if EXECUTION in r.artifacts},
             "stages": [
                 {
                     "stage": r.stage,
@@ -199,6 +201,9 @@ class RunDirectory:
                 for r in results
             ],
         }
+
+    def _execution(self, stage: str) -> object:
+        return json.loads(self.artifact(stage, EXECUTION).read_text(encoding="utf-8"))
 
 
 def _holds_work(root: Path) -> bool:

@@ -8,11 +8,14 @@ from typing import Protocol
 
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.display import Display
+from atopipe.pipeline.distributed import Job, agreed, together
 from atopipe.pipeline.environment import peak_memory_bytes
 from atopipe.pipeline.errors import Interrupted, MissingError, UsageError, explain
 from atopipe.pipeline.run_directory import RunDirectory, StageSpec
 from atopipe.pipeline.summary import duration
 from atopipe.pipeline.workspace import Workspace
+
+SHARED = ("train", "baseline")  # the stages that every process of a job takes part in
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,44 @@ class Stage(StageSpec, Protocol):
 
 
 def execute(
-    chosen: Sequence[Stage], known: Sequence[Stage], run: RunDirectory, display: Display, *, force: bool = False
+    chosen: Sequence[Stage],
+    known: Sequence[Stage],
+    run: RunDirectory,
+    display: Display,
+    *,
+    force: bool = False,
+    workspace: Workspace | None = None,
 ) -> None:
     """Run the `chosen` of the `known` stages; complete and unchanged ones are skipped unless `force`.
 
     Raises UsageError where a stage that another one reads is not there or out of date.
     """
-    workspace: Workspace | None = None
     for stage in chosen:
         _require(stage.INPUTS, known, run)
         if not force and run.is_current(stage):
             display.say(f"{stage.NAME:<8} unchanged, skipped")
             continue
-        workspace = workspace or _open_workspace(run, display)
+        workspace = workspace or Workspace(run.config, display)
         _run_stage(stage, Context(run, run.begin(stage.NAME), workspace, display))
     run.publish(known)
 
 
-def _open_workspace(run: RunDirectory, display: Display) -> Workspace:
-    return Workspace(run.config, display)
+def execute_together(
+    job: Job, chosen: Sequence[Stage], known: Sequence[Stage], run: RunDirectory, display: Display, *, force: bool
+) -> None:
+    """`execute` in one process of a job: all of them run the stages that train, rank 0 alone the others.
+
+    Which stages are to be run is decided by rank 0; the `run` of every other process is its own, and is thrown away.
+    """
+    workspace = Workspace(run.config, display)
+    shared = [stage for stage in chosen if stage.NAME in SHARED]
+    with together(workspace.device):
+        wanted = agreed([force or not run.is_current(stage) for stage in shared])
+        trained = [stage for stage, is_wanted in zip(shared, wanted, strict=True) if is_wanted]
+        execute(trained, known, run, display, force=True, workspace=workspace)
+    if job.rank == 0:
+        rest = [stage for stage in chosen if stage not in trained]
+        execute(rest, known, run, display, force=force, workspace=workspace)
 
 
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:

@@ -12,7 +12,24 @@ from torch.utils.data import DataLoader, Dataset
 from atopipe.pipeline.augment import Augmentation, center_crop, plain
 from atopipe.pipeline.images import DataError, Preprocessing, Size, available_cores, read_pixels
 
+APART = 2**20  # between the seeds of two processes: more than an epoch has batches; the CPU takes 32 bits of a seed
 SMALLEST_BATCH = 2  # batch normalisation has no statistics of a single image
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every training batch this process takes: number `index` of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, batch: Tensor) -> Tensor:
+        """What the batch has beyond a multiple of `count` belongs to nobody."""
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+
+WHOLE = Share()
 
 
 class Batches(Protocol):
@@ -118,12 +135,14 @@ class Split:
         device: torch.device | str,
         generator: torch.Generator | None = None,
         augment: Augmentation | None = None,
+        share: Share = WHOLE,
     ) -> Batches:
         """Batches for training if a generator is given, for evaluation if not.
 
         Training: shuffled anew in each epoch and augmented by `augment` (default: the split's own augmentation; `plain`
         for none); a last batch of one image is left out. An epoch depends on the generator's state when its iteration
-        starts and on nothing else: to resume at batch k, restore that state and skip k batches.
+        starts and on nothing else: to resume at batch k, restore that state and skip k batches. With a `share`, all
+        processes need generators in the same state: they draw the same batches, and each its own augmentations.
         Evaluation: every image, in order, as it is.
 
         Raises DataError if a training batch is larger than the split.
@@ -131,7 +150,7 @@ class Split:
         if generator is not None and batch_size > len(self):
             have = f"the training set of {len(self):,} images"
             raise DataError(f"batch size {batch_size} is larger than {have}: lower --batch-size to {len(self)} or less")
-        return _Batches(self, batch_size, torch.device(device), generator, augment or self.augmentation)
+        return _Batches(self, batch_size, torch.device(device), generator, augment or self.augmentation, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +160,11 @@ class _Batches:
     device: torch.device
     generator: torch.Generator | None
     augment: Augmentation
+    share: Share
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.split), self.batch_size)
-        return whole + (rest >= (1 if self.generator is None else SMALLEST_BATCH))
+        return whole + (rest >= (1 if self.generator is None else SMALLEST_BATCH * self.share.count))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.generator is None:
@@ -154,8 +174,8 @@ class _Batches:
         return self._read(order, int(seed))
 
     def _read(self, order: Tensor, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        plan = torch.split(order, self.batch_size)[: len(self)]
-        labels = torch.split(self.split.labels[order].to(self.device), self.batch_size)
+        plan = [self.share.of(batch) for batch in torch.split(order, self.batch_size)[: len(self)]]
+        labels = torch.split(self.split.labels[torch.cat(plan)].to(self.device), [len(batch) for batch in plan])
         normalise = self._normalisation()
         for position, images in enumerate(self.split.images.read(plan, self.device)):
             changed = images if seed is None else self.augment(images, self._noise(seed + position))
@@ -163,7 +183,7 @@ class _Batches:
 
     def _noise(self, seed: int) -> torch.Generator:
         """Each batch has its own random numbers, so that none depends on how many the batches before it drew."""
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(seed + self.share.index * APART)
 
     def _normalisation(self) -> Callable[[Tensor], Tensor]:
         """The same arithmetic as `images.preprocess`, its constants on the device."""

@@ -86,6 +86,7 @@ def summarise(
         _pair(metrics, "ONNX file", "size.dense_bytes", "size.shrunk_bytes", lambda value: f"{scaled(value)}B"),
         _latency(metrics),
         _accuracy(metrics),
+        _pair(metrics, "training time", "time.dense_epochs_s", "time.epochs_s", duration),
     ]
     verdicts = tuple(_verdict(gate) for gate in gates)
     return Summary(title, tuple(row for row in rows if row), verdicts, targets, model, seconds)
@@ -124,8 +125,11 @@ def _accuracy(metrics: Mapping[str, float]) -> Row | None:
     """The dense column stays empty unless a dense network was trained."""
     if "accuracy.onnx" not in metrics:
         return None
-    dense = f"{metrics['accuracy.dense']:.4f}" if "accuracy.dense" in metrics else ""
-    return Row("accuracy (top-1)", dense, f"{metrics['accuracy.onnx']:.4f}", "")
+    pruned = metrics["accuracy.onnx"]
+    if "accuracy.dense" not in metrics:
+        return Row("accuracy (top-1)", "", f"{pruned:.4f}", "")
+    dense = metrics["accuracy.dense"]
+    return Row("accuracy (top-1)", f"{dense:.4f}", f"{pruned:.4f}", f"{100 * (pruned - dense):+.2f} points")
 
 
 def milliseconds(value: float) -> str:

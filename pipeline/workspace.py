@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.display import Display
+from atopipe.pipeline.distributed import replicated, this_job
 from atopipe.pipeline.errors import MissingError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from atopipe.ato.execution import Execution
+    from atopipe.ato.execution import Execution, Forward
     from atopipe.pipeline.splits import Data
 
 
@@ -25,32 +26,63 @@ class Workspace:
 
         self.config = config
         self.display = display
-        self.threads = config.threads or available_threads()
+        self.job = this_job()
+        self.threads = config.threads or max(1, available_threads() // self.job.local_size)
         torch.set_num_threads(self.threads)
 
     @cached_property
     def device(self) -> "torch.device":
-        """CUDA where there is one, else the CPU, unless the configuration says which."""
+        """CUDA where there is one, else the CPU, unless the configuration says which; a GPU for each process."""
         import torch
 
         wanted, present = self.config.device, torch.cuda.is_available()
         if wanted == "cuda" and not present:
             raise MissingError("--device cuda: torch finds no CUDA GPU here: choose --device cpu, or repair the driver")
-        device = torch.device("cuda" if present and wanted != "cpu" else "cpu")
+        device = self._own_gpu() if present and wanted != "cpu" else torch.device("cpu")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {self.threads}"
-        self.display.say(f"device  {device.type} ({name})")
+        several = f", {self.job.size} processes" if self.job.size > 1 else ""
+        self.display.say(f"device  {device.type} ({name}, {_written(self._precision(device))}{several})")
         return device
+
+    def _own_gpu(self) -> "torch.device":
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if self.job.local_size > gpus:
+            remedy = "start one process per GPU, or choose --device cpu"
+            raise MissingError(f"this job has {self.job.local_size} processes here and {gpus} GPUs: {remedy}")
+        return torch.device("cuda", self.job.local_rank) if self.job.size > 1 else torch.device("cuda")
+
+    def _precision(self, device: "torch.device") -> "torch.dtype":
+        from atopipe.ato.execution import PRECISIONS
+
+        return PRECISIONS[self.config.recipe.precision](device)
 
     def execution(self, model: "nn.Module") -> "Execution":
         """How `model`, still on the CPU, is run in training."""
         import torch
 
-        from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
+        from atopipe.ato.execution import Execution, best_memory_format
 
-        recipe = self.config.recipe
-        precision = PRECISIONS[recipe.precision](self.device)
-        layout = best_memory_format(model, self.example)
-        return Execution(precision, layout, torch.compile) if recipe.compile else Execution(precision, layout)
+        precision, layout = self._precision(self.device), best_memory_format(model, self.example)
+        several, compiled = self.job.size > 1, self.config.recipe.compile
+
+        def wrap(network: "nn.Module") -> "Forward":
+            runner = replicated(network) if several else network
+            return torch.compile(runner) if compiled else runner
+
+        return Execution(precision, layout, wrap)
+
+    def conditions(self, execution: "Execution") -> dict[str, str | int | bool]:
+        """What the training ran on and how, in plain words."""
+        return {
+            "device": self.device.type,
+            "threads": self.threads,
+            "precision": _written(execution.precision),
+            "memory_format": _written(execution.memory_format),
+            "compiled": self.config.recipe.compile,
+            "processes": self.job.size,
+        }
 
     @cached_property
     def data(self) -> "Data":
@@ -104,3 +136,8 @@ class Workspace:
     def example(self) -> "Tensor":
         """One image [1, C, H, W] that lends its shape to traces and counts."""
         return self.images(1)
+
+
+def _written(kind: object) -> str:
+    """A number format or a memory format of torch without its prefix."""
+    return str(kind).removeprefix("torch.")

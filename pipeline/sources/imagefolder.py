@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from atopipe.pipeline.augment import plain, usual_augmentation
+from atopipe.pipeline.distributed import least
 from atopipe.pipeline.images import (
     SMALL,
     DataError,
@@ -50,7 +51,7 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     # Training images keep the margin of `resize`, from which random windows are cut.
     crops = ((train, resize), (val, size))
     images: list[ImageStore]
-    if sum(len(files.paths) * 3 * crop[0] * crop[1] for files, crop in crops) <= available_memory() / 4:
+    if sum(len(files.paths) * 3 * crop[0] * crop[1] for files, crop in crops) <= least(available_memory()) / 4:
         decoded = _decode(crops, resize, on_progress)
         statistics = channel_statistics(decoded[0])
         images = [InMemory(torch.from_numpy(pixels)) for pixels in decoded]

@@ -5,11 +5,12 @@ import json
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.run_directory import RunDirectory, write_text
 from atopipe.pipeline.runner import Context
+from atopipe.pipeline.stages import baseline
 from atopipe.pipeline.summary import Summary, summarise
 
 NAME = "report"
-INPUTS = ("train", "shrink", "export", "validate")
-SETTINGS = ("model", "data", *TARGETS, "seed")
+INPUTS = ("train", "baseline", "shrink", "export", "validate")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "seed")
 LIBRARIES: tuple[str, ...] = ()
 
 
@@ -22,7 +23,8 @@ def run(context: Context) -> dict[str, float]:
 
 def summary_of(run: RunDirectory) -> Summary:
     """The summary of a run whose stages up to validate are complete."""
-    results = [result for name in INPUTS if (result := run.result(name))]
+    names = [name for name in INPUTS if name != baseline.NAME or baseline.is_wanted(run.config)]
+    results = [result for name in names if (result := run.result(name))]
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     gates = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
     seconds = sum(result.seconds for result in results)

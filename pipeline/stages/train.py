@@ -1,21 +1,21 @@
 """Train the dense network while the controller learns which groups to keep.
 
-Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safetensors and history.json.
+Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safetensors, history.json and
+execution.json.
 """
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import COST_NAMES, TARGETS
 from atopipe.pipeline.networks import save_tensors
-from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.summary import both_readings
+from atopipe.pipeline.training import reporter, save_training, train_batches, val_batches
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from atopipe.ato.groups import Groups
-    from atopipe.ato.loop import EpochRecord, Progress
-    from atopipe.ato.trainer import Trained
 
 NAME = "train"
 INPUTS: tuple[str, ...] = ()
@@ -31,7 +31,6 @@ def run(context: Context) -> dict[str, float]:
     from atopipe.ato.trainer import train
 
     config, workspace = context.config, context.workspace
-    recipe = config.recipe
     workspace.check_model()
     model = workspace.new_model()
     groups = find_groups(model, workspace.example, workspace.generator())
@@ -42,29 +41,28 @@ def run(context: Context) -> dict[str, float]:
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets)}")
 
-    device, data, order = workspace.device, workspace.data, workspace.generator(1)
     execution = workspace.execution(model)
     trained = train(
-        model.to(device),
+        model.to(workspace.device),
         groups,
         budgets,
-        train_batches=data.train.batches(recipe.batch_size, device=device, generator=order),
-        val_batches=data.val.batches(recipe.batch_size, device=device),
-        recipe=recipe,
+        train_batches=train_batches(context),
+        val_batches=val_batches(context),
+        recipe=config.recipe,
         generator=workspace.generator(2),
-        report=lambda happened: _show(context, happened),
+        report=reporter(context),
         execution=execution,
     )
-    _save(context, groups, trained)
-    return {}
+    if workspace.job.rank > 0:
+        return {}
+    _save_masks(context, groups, trained.mask)
+    return {"time.epochs_s": save_training(context, trained.model, trained.history, execution)}
 
 
-def _save(context: Context, groups: "Groups", trained: "Trained") -> None:
-    parts = groups.split(trained.mask.cpu().bool())
+def _save_masks(context: Context, groups: "Groups", mask: "Tensor") -> None:
+    parts = groups.split(mask.cpu().bool())
     masks = {group_set.name: part for group_set, part in zip(groups.sets, parts, strict=True)}
-    save_tensors(context.folder / "weights.safetensors", trained.model.state_dict())
     save_tensors(context.folder / "masks.safetensors", masks)
-    write_json(context.folder / "history.json", [asdict(record) for record in trained.history])
 
 
 def _described(groups: "Groups") -> str:
@@ -74,13 +72,3 @@ def _described(groups: "Groups") -> str:
     whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
     widths = f"{groups.total:,} groups of channels in {len(groups.sets)} widths can be pruned"
     return f"{widths}; stays whole: {whole}" if whole else widths
-
-
-def _show(context: Context, happened: "Progress | EpochRecord") -> None:
-    from atopipe.ato.loop import EpochRecord
-
-    if isinstance(happened, EpochRecord):
-        context.display.epoch(happened)
-        context.run.event("epoch", **asdict(happened))
-    else:
-        context.display.progress(happened)

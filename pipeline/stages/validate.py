@@ -5,33 +5,24 @@ the stage is complete all the same.
 """
 
 import json
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
-from atopipe.pipeline.networks import load_shrunk, load_trained
+from atopipe.pipeline.networks import accuracy_of, as_function, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory, write_json
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-    from torch import nn
-
     from atopipe.validate.acceptance import Gate, Verdict
     from atopipe.validate.accuracy import Accuracy
     from atopipe.validate.latency import Comparison
     from atopipe.validate.parity import Parity
 
-    Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
 NAME = "validate"
 INPUTS = ("train", "shrink", "export")
 SETTINGS = ("model", "data", *TARGETS, "seed", "validation")
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
-BATCH_SIZE = 64
 PARITY_IMAGES = 32
 LOSSLESS_LIMIT = 1e-10
 ONE_IMAGE = 1
@@ -52,11 +43,11 @@ def run(context: Context) -> dict[str, float]:
     device = workspace.device
     small = load_shrunk(context)
     # The reference is the CPU's arithmetic: a GPU may convolve with shorter mantissas (TF32).
-    parity = measure_parity(_network(small, torch.device("cpu")), delivered, images, seed=context.config.seed)
+    parity = measure_parity(as_function(small, torch.device("cpu")), delivered, images, seed=context.config.seed)
     accuracies = {
-        "masked": _accuracy(context, _network(load_trained(context), device)),
-        "shrunk": _accuracy(context, _network(small, device)),
-        "onnx": _accuracy(context, open_session(delivered, threads=workspace.threads).run),
+        "masked": accuracy_of(context, as_function(load_trained(context), device)),
+        "shrunk": accuracy_of(context, as_function(small, device)),
+        "onnx": accuracy_of(context, open_session(delivered, threads=workspace.threads).run),
     }
     seed, budget = context.config.seed, context.config.validation.latency_s
     latency = compare_latency(dense, delivered, images, seed=seed, budget_s=budget)
@@ -124,28 +115,3 @@ def _latency_metrics(latency: "Comparison") -> dict[str, float]:
         return measured
     interval = {"latency.ratio_low": latency.ratio.low, "latency.ratio_high": latency.ratio.high}
     return {**measured, "latency.ratio": latency.ratio.estimate, **interval}
-
-
-def _network(model: "nn.Module", device: "torch.device") -> "Network":
-    """A torch network as a function of arrays, as ONNX Runtime's sessions are."""
-    import torch
-
-    model.to(device)
-
-    @torch.inference_mode()
-    def network(images: "NDArray[np.float32]") -> "NDArray[np.float32]":
-        logits: torch.Tensor = model(torch.from_numpy(images).to(device))
-        return logits.cpu().numpy()
-
-    return network
-
-
-def _accuracy(context: Context, network: "Network") -> "Accuracy":
-    """Top-1 on the whole validation set."""
-    from atopipe.validate.accuracy import measure_accuracy
-
-    def batches() -> "Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]":
-        for images, labels in context.workspace.data.val.batches(BATCH_SIZE, device="cpu"):
-            yield images.numpy(), labels.numpy()
-
-    return measure_accuracy(network, batches())

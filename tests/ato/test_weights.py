@@ -1,15 +1,23 @@
 """The weight step: mixup, the moving average and clipping do what their papers say."""
 
 import copy
+import gc
+import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from atopipe.ato.dense import train_dense
 from atopipe.ato.execution import PLAIN, Execution, best_memory_format
+from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import Recipe, WeightSettings
+from atopipe.ato.slices import scale_groups
+from atopipe.ato.structure import structure_of
 from atopipe.ato.weights import WeightTrainer, mix, mixing
 
 IMAGES, LABELS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 5
@@ -83,6 +91,33 @@ def test_the_compiled_step_is_the_same_step(residual: nn.Module) -> None:
         )
     ]
     torch.testing.assert_close(*losses)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_cut_network_has_a_reducer_of_its_own_and_the_old_one_is_gone(residual: nn.Module, example: Tensor) -> None:
+    """A reducer that stayed would go on averaging gradients of the full network, and hold its memory."""
+    plain = copy.deepcopy(residual)
+    weights = trainer(residual, WeightSettings(), Execution(wrap=DistributedDataParallel))
+    weights.step(IMAGES, LABELS, 0.01)
+    old = weakref.ref(weights.forward)
+    groups = find_groups(plain, example, torch.Generator().manual_seed(0))
+    mask = torch.ones(groups.total)
+    mask[::3] = 0
+    scale_groups(weights.model, groups, mask)
+    weights.cut(structure_of(weights.model, groups, mask))
+    gc.collect()
+    assert old() is None
+    assert isinstance(weights.forward, DistributedDataParallel)
+    assert weights.forward.module is weights.model
+    weights.step(IMAGES, LABELS, 0.01)
 
 
 def test_a_network_that_views_activations_gets_the_layout_it_needs(residual: nn.Module) -> None:

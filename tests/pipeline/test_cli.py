@@ -198,6 +198,26 @@ def test_environment_variables_stand_between_file_and_flags(
     assert said(capsys, "run", "--seed", "-3")[1].startswith("atopipe: --seed is -3,")
 
 
+@pytest.mark.parametrize(
+    ("variable", "argv", "wanted"),
+    [
+        ("", (), (True, False)),
+        ("", ("--no-live-shrink", "--compile"), (False, True)),
+        ("false", (), (False, False)),
+        ("false", ("--live-shrink",), (True, False)),
+    ],
+)
+def test_a_switch_is_on_or_off_or_as_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch, variable: str, argv: tuple[str, ...], wanted: tuple[bool, bool]
+) -> None:
+    if variable:
+        monkeypatch.setenv("ATOPIPE_LIVE_SHRINK", variable)
+    options = cli.cli.commands["inspect"].make_context("inspect", ["--model", "m", *argv]).params
+    del options["machine"]
+    recipe = cli._configuration({**options, "target_flops": "0.3"}).recipe
+    assert (recipe.live_shrink, recipe.compile) == wanted
+
+
 @pytest.mark.parametrize("command", ["run", "train", "shrink", "export", "validate", "report", "inspect"])
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert cli.main([command, "--help"]) == 0

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from atopipe.ato.recipe import ControllerSettings, PhaseSettings, WeightSettings
 from atopipe.pipeline.config import Config, load_config, parse_config, recipe_names
 from atopipe.pipeline.errors import UsageError
 
@@ -46,6 +47,13 @@ def test_shipped_recipes_are_valid_and_survive_yaml(recipe: str) -> None:
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.resolved()))) == config
 
 
+def test_the_recipe_for_cifar_is_the_usual_one_and_the_rest_is_the_default() -> None:
+    recipe = load_config(None, {**GIVEN, "recipe": "cifar"}).recipe
+    assert recipe.weights == WeightSettings("sgd", 0.1, 0.0005, warmup=0.025, label_smoothing=0.0)
+    assert (recipe.epochs, recipe.batch_size, recipe.phases) == (200, 128, PhaseSettings())
+    assert recipe.controller == ControllerSettings(every=10)
+
+
 def test_threads_are_no_part_of_the_identity() -> None:
     one, two = (load_config(None, {**GIVEN, "threads": n}) for n in (1, 2))
     assert one.identity() == two.identity() != load_config(None, {**GIVEN, "seed": 1}).identity()
@@ -67,6 +75,8 @@ def test_a_slice_holds_what_was_asked_for() -> None:
         ({"recipe.epochs": "many"}, "--epochs is many, but must be a whole number"),
         ({"recipe.batch_size": "1"}, "--batch-size is 1, but must be 2 or more"),
         ({"seed": "-1"}, "--seed is -1, but must be a whole number from 0 to 4294967295"),
+        ({"recipe.precision": "fp16"}, "--precision is fp16, but must be 'auto', 'float32' or 'bfloat16'"),
+        ({"recipe.live_shrink": "maybe"}, "--live-shrink is maybe, but must be true or false"),
         ({"device": "gpu"}, "--device is gpu, but must be 'auto', 'cpu' or 'cuda'"),
         ({"data.val_fraction": 1}, "data.val_fraction is 1, but must be a number between 0 and 1"),
         ({"recipe": "quikc"}, "unknown recipe 'quikc': did you mean quick?"),

@@ -15,7 +15,7 @@ from atopipe.pipeline.augment import Augmentation, pad_crop_flip, plain
 from atopipe.pipeline.data import load_data, source_names
 from atopipe.pipeline.images import DataError, MissingDataError, Preprocessing, preprocess, to_pixels
 from atopipe.pipeline.sources import imagefolder
-from atopipe.pipeline.splits import Batches, Data, InMemory, Split, stratified
+from atopipe.pipeline.splits import Batches, Data, InMemory, Share, Split, stratified
 
 Folders = dict[str, int]
 
@@ -173,6 +173,29 @@ def test_numbers_drawn_while_an_epoch_runs_do_not_change_it(small: Split) -> Non
         disturbed.append(images)
     calm, _ = everything(small.batches(16, device="cpu", generator=seeded()))
     assert torch.equal(torch.cat(disturbed), calm)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(24, [12, 12, 12, 12, 2]), (20, [10] * 5), (98, [49])])
+def test_two_processes_share_every_batch_in_the_same_order(small: Split, size: int, sizes: list[int]) -> None:
+    """A rest that is too small for two in each process is left out, and so is an odd image."""
+    whole = [labels for _, labels in small.batches(size, device="cpu", generator=seeded())]
+    shares = [small.batches(size, device="cpu", generator=seeded(), share=Share(index, 2)) for index in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) == len(sizes)
+    for batch, (_, first), (_, second), count in zip(whole, *shares, sizes, strict=False):
+        assert len(first) == len(second) == count
+        assert torch.equal(torch.cat([first, second]), batch[: 2 * count])
+    plainly, _ = everything(small.batches(101, device="cpu"))
+    images, labels = everything(small.batches(24, device="cpu", generator=seeded(), augment=plain, share=Share(1, 2)))
+    assert torch.equal(images, plainly[labels])
+
+
+def test_processes_augment_their_shares_differently(small: Split) -> None:
+    def noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand(images.shape, generator=generator)
+
+    shares = [small.batches(20, device="cpu", generator=seeded(), augment=noise, share=Share(i, 2)) for i in (0, 1)]
+    seen = {image.numpy().tobytes() for share in shares for images, _ in share for image in images}
+    assert len(seen) == 100
 
 
 def test_each_batch_of_each_epoch_has_random_numbers_of_its_own(small: Split) -> None:

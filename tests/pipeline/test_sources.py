@@ -14,6 +14,7 @@ from PIL import Image
 
 from atopipe.pipeline import memory
 from atopipe.pipeline.data import load_data
+from atopipe.pipeline.distributed import Job
 from atopipe.pipeline.errors import AtopipeError, MissingError
 from atopipe.pipeline.images import DataError, MissingDataError, preprocess
 from atopipe.pipeline.sources import cifar
@@ -381,7 +382,7 @@ def test_images_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: py
     assert type(caught.value) is MissingError
     assert str(caught.value) == (
         "1,437 images of 2048x2048 pixels need 18.1 GB of memory and 2.0 GB are free: "
-        "lower --input-size or take fewer images"
+        "lower data.input_size or take fewer images"
     )
 
 
@@ -403,3 +404,5 @@ def test_a_containers_limit_counts_less_what_it_uses_and_cannot_drop(
     (tmp_path / "memory.current").write_text("3000\n")
     (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 400\n")
     assert memory.available_memory() == 2400
+    monkeypatch.setattr(memory, "this_job", lambda: Job(0, 4, 0, 4))
+    assert memory.available_memory() == 600

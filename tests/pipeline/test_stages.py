@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from atopipe.pipeline import cli
 from atopipe.pipeline.config import load_config
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.run_directory import RunDirectory, sha256_file
-from atopipe.pipeline.stages import STAGES
+from atopipe.pipeline.stages import STAGES, baseline
 from atopipe.pipeline.stages.validate import raise_verdict
 from atopipe.validate.session import open_session
 
@@ -46,6 +47,7 @@ validation: {latency_s: 0.2}
 threads: 1
 device: cpu
 """
+CHAIN = [stage.NAME for stage in STAGES if stage is not baseline]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
     *("accuracy.masked", "accuracy.shrunk", "accuracy.onnx", "lossless.max_rel_diff", "parity.max_abs_diff"),
@@ -78,7 +80,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
         *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md"),
         *(
             f"stages/train/{name}"
-            for name in ("weights.safetensors", "masks.safetensors", "history.json", "result.json")
+            for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
         *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "result.json")),
@@ -94,7 +96,7 @@ def test_metrics_are_flat_numbers_that_agree_with_each_other(work: Path, metrics
     assert metrics["accuracy.masked"] == pytest.approx(metrics["accuracy.shrunk"], abs=1.5 / 360)
     assert metrics["lossless.max_rel_diff"] <= 1e-10
     assert metrics["size.shrunk_bytes"] == (work / "out/stages/export/model.onnx").stat().st_size
-    parts = sum(metrics[f"time.{stage.NAME}_s"] for stage in STAGES)
+    parts = sum(metrics[f"time.{name}_s"] for name in CHAIN)
     assert metrics["time.total_s"] == pytest.approx(parts)
 
 
@@ -119,10 +121,23 @@ def test_masked_groups_are_exactly_zero_in_the_dense_weights(work: Path) -> None
 
 def test_the_manifest_holds_the_digest_of_every_artifact(work: Path) -> None:
     manifest = json.loads((work / "out/manifest.json").read_text())
-    assert [stage["stage"] for stage in manifest["stages"]] == [stage.NAME for stage in STAGES]
+    assert [stage["stage"] for stage in manifest["stages"]] == CHAIN
     for stage in manifest["stages"]:
         for name, digest in stage["artifacts"].items():
             assert sha256_file(work / "out/stages" / stage["stage"] / name) == digest
+
+
+def test_the_manifest_says_how_the_network_was_trained(work: Path) -> None:
+    execution = json.loads((work / "out/manifest.json").read_text())["execution"]["train"]
+    assert execution["precision"] in ("float32", "bfloat16")
+    del execution["precision"]  # depends on the processor
+    assert execution == {
+        "device": "cpu",
+        "threads": 1,
+        "memory_format": "channels_last",
+        "compiled": False,
+        "processes": 1,
+    }
 
 
 def test_a_finished_run_does_nothing_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,9 +145,43 @@ def test_a_finished_run_does_nothing_again(work: Path, capsys: pytest.CaptureFix
     assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == json.loads((work / "out/metrics.json").read_text())
-    assert captured.err.count("unchanged, skipped") == len(STAGES)
+    assert captured.err.count("unchanged, skipped") == len(CHAIN)
     assert "keep at most 50 %, prune 50 %" in captured.err
     assert {path: path.stat().st_mtime_ns for path in (work / "out/stages").rglob("*")} == before
+
+
+def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Same weights, order and steps as the pruning run, which in its first epoch does nothing to the weights."""
+    shutil.copytree(work / "out", work / "compared")
+    again = ["run", "--config", "config.yaml", "--output", "compared"]
+    assert cli.main([*again, "--baseline"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("unchanged, skipped") == len(CHAIN) - 1  # the report is written anew
+    metrics = json.loads((work / "compared/metrics.json").read_text())
+    dense, pruned = (
+        json.loads((work / f"compared/stages/{stage}/history.json").read_text()) for stage in ("baseline", "train")
+    )
+    assert dense[0]["loss"] == pruned[0]["loss"]
+    assert [record["flops_kept"] for record in dense] == [1.0] * 3
+    assert metrics["accuracy.dense"] == pytest.approx(dense[-1]["val_accuracy"], abs=1.5 / 360)
+    assert metrics["time.dense_epochs_s"] <= metrics["time.baseline_s"]
+    difference = f"{100 * (metrics['accuracy.onnx'] - metrics['accuracy.dense']):+.2f} points"
+    for text in (shown, (work / "compared/summary.md").read_text()):
+        assert difference in text
+        assert "training time" in text
+    assert cli.main([*again, "--quiet"]) == 0
+    assert "points" not in (work / "compared/summary.md").read_text()
+    assert "accuracy.dense" not in json.loads((work / "compared/metrics.json").read_text())
+
+
+@pytest.mark.parametrize("recipe", ["cifar", "imagenet"])
+def test_a_long_recipe_can_be_tried_on_few_images(work: Path, recipe: str) -> None:
+    few = ["--epochs", "4", "--batch-size", "128", "--align", "1", "--device", "cpu", "--threads", "1", "--quiet"]
+    model = ["--model", "tiny_for_stages:Net", "--target-flops", "0.5", "--recipe", recipe]
+    assert cli.main(["train", *model, *few, "--output", recipe]) == 0
+    history = json.loads((work / recipe / "stages/train/history.json").read_text())
+    assert [record["phase"] for record in history] == ["dense", "search", "decay", "small"]
+    assert history[-1]["flops_kept"] <= 0.5
 
 
 def test_a_stage_alone_gives_the_same_bytes(work: Path) -> None:

@@ -42,6 +42,17 @@ def test_tied_and_strided_tensors_are_saved(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_format_is_announced_and_used(precision: str) -> None:
+    said: list[str] = []
+    shared = workspace({"recipe.precision": precision, "device": "cpu"})
+    shared.display.say = said.append  # type: ignore[method-assign]
+    execution = shared.execution(shared.new_model())
+    assert f"device  cpu (threads: 1, {precision})" in said
+    assert execution.precision is getattr(torch, precision)
+    assert shared.conditions(execution)["precision"] == precision
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_gpu_that_is_not_there_is_missed() -> None:
     with pytest.raises(MissingError) as caught:
