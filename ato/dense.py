@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato.execution import PLAIN, Execution
-from atopipe.ato.loop import Batches, EpochRecord, Report, run_epochs
+from atopipe.ato.loop import FORGETFUL, Batches, EpochRecord, Keeper, Report, TrainBatches, run_epochs
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.schedule import Phase, learning_rate_factor
+from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators
 from atopipe.ato.weights import WeightTrainer
 
 
@@ -22,7 +23,7 @@ class DenseTrainer:
         execution: Execution = PLAIN,
     ) -> None:
         self.settings, self.total_steps, self.finished_steps = recipe.weights, steps, 0
-        self.phase = Phase.DENSE
+        self.phase, self.generator = Phase.DENSE, generator
         self.execution = execution
         self.weights = WeightTrainer(model, recipe.weights, execution, generator)
 
@@ -47,21 +48,33 @@ class DenseTrainer:
         """All of them."""
         return 1.0
 
+    def snapshot(self) -> Snapshot:
+        """The whole run as it is now."""
+        steps = Snapshot({}, {"finished": self.finished_steps})
+        return joined(weights=self.weights.snapshot(), generators=of_generators(self.generator), steps=steps)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The inverse, for a run that has not begun."""
+        self.weights.restore(snapshot.part("weights"))
+        self.finished_steps = snapshot.part("steps").values["finished"]
+        restore_generators(self.generator, snapshot.part("generators"))
+
 
 def train_dense(
     model: nn.Module,
     *,
-    train_batches: Batches,
+    train_batches: TrainBatches,
     val_batches: Batches,
     recipe: Recipe,
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
+    keeper: Keeper = FORGETFUL,
 ) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     """Train `model` densely; the trained network and the record of each epoch. `model` is consumed.
 
     Raises DivergedError when the loss is no longer finite.
     """
     trainer = DenseTrainer(model, recipe, recipe.epochs * len(train_batches), generator, execution)
-    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report)
+    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, keeper)
     return trainer.network.eval(), history

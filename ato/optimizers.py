@@ -36,13 +36,19 @@ def carry_over(
     after: nn.Module,
     cuts: Mapping[str, Mapping[int, Tensor]],
 ) -> None:
-    """Copy the optimiser state of the parameters `before` to those of `after` by name, cut as the parameters were."""
+    """Copy the optimiser state of the parameters `before` to those of `after` by name, cut as the parameters were.
+
+    `after` must have its final memory layout.
+    """
     for name, parameter in after.named_parameters():
         state = old.state.get(before[name], {})
         shape = before[name].shape
         new.state[parameter] = {
-            key: select(value, cuts.get(name, {})).contiguous()
-            if isinstance(value, Tensor) and value.shape == shape
-            else value
+            key: laid_out(select(value, cuts.get(name, {})), parameter) if value.shape == shape else value
             for key, value in state.items()
         }
+
+
+def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` in the memory layout of a parameter of the same shape: fused optimisers walk through both in step."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -15,6 +15,7 @@ from atopipe.ato.recipe import Align, ControllerSettings
 from atopipe.ato.resources import budget_penalty
 from atopipe.ato.schedule import annealed_target
 from atopipe.ato.selection import Budget, aligned, best_groups, check_budgets, narrowest_widths, select_widths
+from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
 from atopipe.ato.statistics import STATISTICS
 
 
@@ -94,6 +95,15 @@ class Search:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
+
+    def snapshot(self) -> Snapshot:
+        """The controller and its optimiser as they are now."""
+        return joined(controller=Snapshot(self.controller.state_dict(), {}), optimizer=of_optimizer(self.optimizer))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The inverse."""
+        self.controller.load_state_dict(snapshot.part("controller").tensors)
+        restore_optimizer(self.optimizer, snapshot.part("optimizer"))
 
     def _penalty(self, relaxed: Tensor, progress: float) -> Tensor:
         widths = aligned(self.groups.widths(straight_through(relaxed)), self.width_steps)

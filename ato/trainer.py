@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atopipe.ato import replicas
 from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.groups import Groups
-from atopipe.ato.loop import Batches, EpochRecord, Report, run_epochs
+from atopipe.ato.loop import FORGETFUL, Batches, EpochRecord, Keeper, Report, TrainBatches, run_epochs
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.removal import Removal
 from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
@@ -17,6 +17,7 @@ from atopipe.ato.search import Search
 from atopipe.ato.selection import Budget
 from atopipe.ato.shrink import expand
 from atopipe.ato.slices import scale_groups
+from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators, tensors_only
 from atopipe.ato.structure import Structure, structure_of
 from atopipe.ato.weights import WeightTrainer
 
@@ -44,7 +45,7 @@ class Trainer:
         execution: Execution = PLAIN,
         search: type[Search] = Search,
     ) -> None:
-        self.groups, self.recipe = groups, recipe
+        self.groups, self.recipe, self.generator = groups, recipe, generator
         self.schedule = Schedule.of(recipe.phases, steps)
         self.controller_steps = self.schedule.controller_steps(recipe.controller.every, recipe.controller.least_steps)
         self.device = next(model.parameters()).device
@@ -137,6 +138,31 @@ class Trainer:
         expand(self.network, model, structure)
         return model, self._mask()
 
+    def snapshot(self) -> Snapshot:
+        """The whole run now: the search while it lasts; after the cut, the full network beside the small one."""
+        parts = {"weights": self.weights.snapshot(), "generators": of_generators(self.generator)}
+        if self.frozen_mask is not None:
+            parts["frozen"] = tensors_only(mask=self.frozen_mask)
+        else:
+            parts["search"] = self.search.snapshot()
+        if self.full is not None:
+            parts["full"] = Snapshot(self.full[0].state_dict(), {})
+        return joined(**parts, steps=Snapshot({}, {"finished": self.finished_steps}))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The inverse, for a run that has not begun and was made of the same network, groups and recipe."""
+        frozen, full = snapshot.part("frozen").tensors, snapshot.part("full").tensors
+        if "mask" in frozen:
+            self._freeze(frozen["mask"])
+        else:
+            self.search.restore(snapshot.part("search"))
+        if full:
+            self.weights.model.load_state_dict(full)
+            self._cut()
+        self.weights.restore(snapshot.part("weights"))
+        self.finished_steps = snapshot.part("steps").values["finished"]
+        restore_generators(self.generator, snapshot.part("generators"))
+
     def _mask(self) -> Tensor:
         if self.frozen_mask is None:
             raise RuntimeError("there is no mask before the search has ended")
@@ -148,21 +174,23 @@ def train(
     groups: Groups,
     budgets: Sequence[Budget],
     *,
-    train_batches: Batches,
+    train_batches: TrainBatches,
     val_batches: Batches,
     recipe: Recipe,
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
     search: type[Search] = Search,
+    keeper: Keeper = FORGETFUL,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
 
     `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
-    DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator.
+    DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator. Where
+    `keeper` has a snapshot of this run, the run goes on from there, to the same result.
     """
     steps = recipe.epochs * len(train_batches)
     trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, search)
-    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report)
+    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, keeper)
     trained, mask = trainer.trained_model()
     return Trained(trained.eval(), mask, history)

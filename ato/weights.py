@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from atopipe.ato.execution import Execution
 from atopipe.ato.optimizers import carry_over, make_optimizer, set_learning_rate
 from atopipe.ato.recipe import WeightSettings
+from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
 from atopipe.ato.structure import Structure, cut_model, cut_tensors
 
 
@@ -22,8 +23,8 @@ class WeightTrainer:
         self, model: nn.Module, settings: WeightSettings, execution: Execution, generator: torch.Generator
     ) -> None:
         self.model, self.settings, self.execution, self.generator = model, settings, execution, generator
-        self.optimizer = make_optimizer(model, settings)
         self.forward = execution.prepare(model)
+        self.optimizer = make_optimizer(model, settings)
         self.average = _average_of(model, settings.ema) if settings.ema > 0 else None
 
     @property
@@ -56,13 +57,30 @@ class WeightTrainer:
         """Go on with the small network; moments and average carry over. The full network stays as it is."""
         cuts, full, before = cut_tensors(self.model, structure), self.model, self.optimizer
         self.model = cut_model(copy.deepcopy(full), structure)
+        self.forward = self.execution.prepare(self.model)
         self.optimizer = make_optimizer(self.model, self.settings)
         carry_over(before, self.optimizer, dict(full.named_parameters()), self.model, cuts)
         if self.average is not None:
             seen = self.average.n_averaged
             self.average = _average_of(cut_model(self.average.module, structure), self.settings.ema)
             self.average.n_averaged.copy_(seen)
-        self.forward = self.execution.prepare(self.model)
+
+    def snapshot(self) -> Snapshot:
+        """Weights, buffers, moments and average as they are now."""
+        parts = {
+            "model": Snapshot(self.model.state_dict(), {}),
+            "optimizer": of_optimizer(self.optimizer),
+        }
+        if self.average is not None:
+            parts["average"] = Snapshot(self.average.state_dict(), {})
+        return joined(**parts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The inverse, for a network of the same shapes."""
+        self.model.load_state_dict(snapshot.part("model").tensors)
+        restore_optimizer(self.optimizer, snapshot.part("optimizer"))
+        if self.average is not None:
+            self.average.load_state_dict(dict(snapshot.part("average").tensors))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)

@@ -115,6 +115,9 @@ def configured(command: Command) -> Command:
         _option("--batch-size", metavar="N", help="Images per training step."),
         _option("--seed", metavar="N", help="Seed of everything random (default 0)."),
         _option("--device", metavar="NAME", help="auto (default: CUDA if there, else CPU), cpu or cuda."),
+        _option(
+            "--checkpoint-minutes", metavar="N", help="Minutes of training that an interruption may cost (default 10)."
+        ),
         _option("--threads", metavar="N", help="CPU threads (default: all that this process may use)."),
     ]
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)

@@ -36,7 +36,9 @@ FLAGS: Mapping[str, str] = {
     "seed": "--seed",
     "device": "--device",
     "threads": "--threads",
+    "checkpoint_minutes": "--checkpoint-minutes",
 }
+HOW_NOT_WHAT = frozenset({"baseline", "threads", "checkpoint_minutes"})  # settings that leave a run the same run
 COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
@@ -73,8 +75,8 @@ Target = Annotated[float, Field(gt=0, le=1)] | None
 class Config(Section):
     """Everything a run depends on; at least one target.
 
-    `baseline`: train the dense network too, to compare with; `threads` changes how fast a run is. Neither changes which
-    run it is.
+    `baseline`: train the dense network too, to compare with; `threads` changes how fast a run is; `checkpoint_minutes`:
+    at most so much training is lost. None of them changes which run it is.
     """
 
     model: ModelSettings
@@ -87,6 +89,7 @@ class Config(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
+    checkpoint_minutes: float = Field(default=10.0, ge=0, le=1440)
 
     @property
     def targets(self) -> dict[str, float]:
@@ -100,7 +103,7 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
-        return {key: value for key, value in self.resolved().items() if key not in ("baseline", "threads")}
+        return {key: value for key, value in self.resolved().items() if key not in HOW_NOT_WHAT}
 
     def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
         """The part of the configuration with these names: what a stage depends on."""
@@ -251,6 +254,7 @@ def _allowed(path: str, error: ErrorDetails) -> str:
         "recipe.align": "auto or a whole number of channels",
         "seed": "a whole number from 0 to 4294967295",
         "threads": "a whole number from 1 to 1024",
+        "checkpoint_minutes": "a number of minutes from 0 to 1440",
     }
     if error["type"] == "literal_error":
         return str(error["ctx"]["expected"])

@@ -106,6 +106,20 @@ def agreed(answers: Sequence[bool]) -> list[bool]:
     return [bool(vote) for vote in votes]
 
 
+def shared(content: bytes | None) -> bytes:
+    """The first process's bytes, in every process; none are no bytes."""
+    import torch
+
+    from atopipe.ato import replicas
+
+    size = torch.tensor(len(content or b""))
+    replicas.agree(size)
+    carrier = torch.frombuffer(bytearray(content or bytes(int(size))), dtype=torch.uint8) if size else torch.empty(0)
+    if size:
+        replicas.agree(carrier)
+    return carrier.numpy().tobytes()
+
+
 def least(value: int) -> int:
     """The smallest of the values that the processes have, while they are together."""
     import torch

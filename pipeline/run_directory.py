@@ -127,10 +127,18 @@ class RunDirectory:
             "libraries": library_versions(("atopipe", *stage.LIBRARIES)),
         }
 
+    def key(self, stage: StageSpec) -> str:
+        """A hash of everything the outcome of `stage` depends on."""
+        return sha256_json(self.depends(stage))
+
     def is_current(self, stage: StageSpec) -> bool:
         """True if `stage` is complete and nothing it depends on has changed since."""
         result = self.result(stage.NAME)
-        return result is not None and result.key == sha256_json(self.depends(stage))
+        return result is not None and result.key == self.key(stage)
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where an interrupted `stage` keeps what it goes on from."""
+        return self.root / "checkpoints" / stage
 
     def begin(self, stage: str) -> Path:
         """An empty folder for the files of `stage`; what an interrupted attempt left is dropped."""
@@ -156,7 +164,14 @@ class RunDirectory:
             final.rename(retired)
         partial.rename(final)
         shutil.rmtree(retired, ignore_errors=True)
+        self._drop_checkpoints(stage.NAME)
         return result
+
+    def _drop_checkpoints(self, stage: str) -> None:
+        folder = self.checkpoints(stage)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
 
     def event(self, kind: str, **fields: object) -> None:
         """Appends what happened to events.jsonl, one JSON object per line."""
@@ -239,6 +254,10 @@ def files_in(folder: Path) -> list[Path]:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256_json(content: object) -> str:

@@ -22,6 +22,7 @@ SHARED = ("train", "baseline")  # the stages that every process of a job takes p
 class Context:
     """What a stage works with: it reads through `input`, writes into `folder`, and shows through `display`."""
 
+    stage: "Stage"
     run: RunDirectory
     folder: Path
     workspace: Workspace
@@ -61,7 +62,7 @@ def execute(
             display.say(f"{stage.NAME:<8} unchanged, skipped")
             continue
         workspace = workspace or Workspace(run.config, display)
-        _run_stage(stage, Context(run, run.begin(stage.NAME), workspace, display))
+        _run_stage(Context(stage, run, run.begin(stage.NAME), workspace, display))
     run.publish(known)
 
 
@@ -94,8 +95,8 @@ def _command(stage: Stage, run: RunDirectory) -> str:
     return f"run --output {run.root} ..." if stage.NAME == "train" else f"{stage.NAME} {run.root}"
 
 
-def _run_stage(stage: Stage, context: Context) -> None:
-    run, name = context.run, stage.NAME
+def _run_stage(context: Context) -> None:
+    stage, run, name = context.stage, context.run, context.stage.NAME
     run.event("stage started", stage=name)
     context.display.begin(name)
     started = time.perf_counter()

@@ -136,13 +136,13 @@ class Split:
         generator: torch.Generator | None = None,
         augment: Augmentation | None = None,
         share: Share = WHOLE,
-    ) -> Batches:
+    ) -> "SplitBatches":
         """Batches for training if a generator is given, for evaluation if not.
 
         Training: shuffled anew in each epoch and augmented by `augment` (default: the split's own augmentation; `plain`
         for none); a last batch of one image is left out. An epoch depends on the generator's state when its iteration
-        starts and on nothing else: to resume at batch k, restore that state and skip k batches. With a `share`, all
-        processes need generators in the same state: they draw the same batches, and each its own augmentations.
+        starts and on nothing else. With a `share`, all processes need generators in the same state: they draw the same
+        batches, and each its own augmentations.
         Evaluation: every image, in order, as it is.
 
         Raises DataError if a training batch is larger than the split.
@@ -150,11 +150,13 @@ class Split:
         if generator is not None and batch_size > len(self):
             have = f"the training set of {len(self):,} images"
             raise DataError(f"batch size {batch_size} is larger than {have}: lower --batch-size to {len(self)} or less")
-        return _Batches(self, batch_size, torch.device(device), generator, augment or self.augmentation, share)
+        return SplitBatches(self, batch_size, torch.device(device), generator, augment or self.augmentation, share)
 
 
 @dataclass(frozen=True, eq=False)
-class _Batches:
+class SplitBatches:
+    """Batches of a split on a device; made by `Split.batches`."""
+
     split: Split
     batch_size: int
     device: torch.device
@@ -168,17 +170,34 @@ class _Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.generator is None:
-            return self._read(torch.arange(len(self.split)), None)
-        order = _random_order(len(self.split), self.generator)
-        seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        return self._read(order, int(seed))
+            return self._read(torch.arange(len(self.split)), None, 0)
+        return self.resume(self.order(), 0)
 
-    def _read(self, order: Tensor, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        plan = [self.share.of(batch) for batch in torch.split(order, self.batch_size)[: len(self)]]
+    def order(self) -> Tensor:
+        """What decides about the next epoch: the state of the generator."""
+        return self._generator().get_state()
+
+    def resume(self, order: Tensor, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch that `order` decided about, without its first `done` batches; the generator moves on as ever."""
+        generator = self._generator()
+        generator.set_state(order)
+        indices = _random_order(len(self.split), generator)
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        return self._read(indices, int(seed), done)
+
+    def _generator(self) -> torch.Generator:
+        if self.generator is None:
+            raise TypeError("batches for evaluation have one order only")
+        return self.generator
+
+    def _read(self, order: Tensor, seed: int | None, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = [self.share.of(batch) for batch in torch.split(order, self.batch_size)[: len(self)]][done:]
+        if not plan:
+            return
         labels = torch.split(self.split.labels[torch.cat(plan)].to(self.device), [len(batch) for batch in plan])
         normalise = self._normalisation()
         for position, images in enumerate(self.split.images.read(plan, self.device)):
-            changed = images if seed is None else self.augment(images, self._noise(seed + position))
+            changed = images if seed is None else self.augment(images, self._noise(seed + done + position))
             yield normalise(changed), labels[position]
 
     def _noise(self, seed: int) -> torch.Generator:

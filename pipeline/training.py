@@ -1,9 +1,12 @@
 """What the stages that train share: their batches, what is shown and recorded, what they leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.checkpoints import Checkpoints, StopRequest, unpacked
+from atopipe.pipeline.distributed import shared
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.run_directory import EXECUTION, write_json
 from atopipe.pipeline.runner import Context
@@ -12,11 +15,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from atopipe.ato.execution import Execution
-    from atopipe.ato.loop import EpochRecord, Progress
-    from atopipe.pipeline.splits import Batches
+    from atopipe.ato.loop import EpochRecord, Keeper, Progress
+    from atopipe.ato.snapshot import Snapshot
+    from atopipe.pipeline.splits import Batches, SplitBatches
 
 
-def train_batches(context: Context) -> "Batches":
+def train_batches(context: Context) -> "SplitBatches":
     """Shuffled and augmented, this process's share of each; the same order in every stage and process of a run."""
     from atopipe.pipeline.splits import Share
 
@@ -30,6 +34,41 @@ def val_batches(context: Context) -> "Batches":
     """The whole validation set."""
     workspace = context.workspace
     return workspace.data.val.batches(context.config.recipe.batch_size, device=workspace.device)
+
+
+@contextmanager
+def checkpointed(context: Context) -> "Iterator[Keeper]":
+    """What keeps the snapshots of this stage; while active, Ctrl-C and SIGTERM wait for the end of a step.
+
+    In a job of several processes the first one keeps them, and all of them go on from its last.
+    """
+    run, job, stop = context.run, context.workspace.job, StopRequest()
+    minutes = context.config.checkpoint_minutes
+    checkpoints = Checkpoints(
+        run.checkpoints(context.stage.NAME), run.key(context.stage), minutes, stop, context.display.say
+    )
+    if job.size > 1:
+        yield Together(checkpoints, first=job.rank == 0)
+    else:
+        with stop.listening():
+            yield checkpoints
+
+
+class Together:
+    """The checkpoints of a job of several processes."""
+
+    def __init__(self, checkpoints: Checkpoints, *, first: bool) -> None:
+        self.checkpoints, self.first = checkpoints, first
+
+    def latest(self) -> "Snapshot | None":
+        """The first process's newest snapshot, in all of them."""
+        content = shared(self.checkpoints.latest_bytes() if self.first else None)
+        return unpacked(content) if content else None
+
+    def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
+        """The first process keeps a snapshot if it is time for one."""
+        if self.first:
+            self.checkpoints.after_step(phase, take)
 
 
 def reporter(context: Context) -> "Callable[[Progress | EpochRecord], None]":

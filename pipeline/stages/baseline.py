@@ -6,7 +6,7 @@ Only where `--baseline` asks for it. Leaves weights.safetensors, history.json an
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.networks import accuracy_of, as_function
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.training import reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.training import checkpointed, reporter, save_training, train_batches, val_batches
 
 NAME = "baseline"
 INPUTS: tuple[str, ...] = ()
@@ -27,15 +27,17 @@ def run(context: Context) -> dict[str, float]:
     model = workspace.new_model()
     execution = workspace.execution(model)
     context.display.say("dense   the same training without pruning, for comparison")
-    trained, history = train_dense(
-        model.to(workspace.device),
-        train_batches=train_batches(context),
-        val_batches=val_batches(context),
-        recipe=context.config.recipe,
-        generator=workspace.generator(2),
-        report=reporter(context),
-        execution=execution,
-    )
+    with checkpointed(context) as keeper:
+        trained, history = train_dense(
+            model.to(workspace.device),
+            train_batches=train_batches(context),
+            val_batches=val_batches(context),
+            recipe=context.config.recipe,
+            generator=workspace.generator(2),
+            report=reporter(context),
+            execution=execution,
+            keeper=keeper,
+        )
     if workspace.job.rank > 0:
         return {}
     seconds = save_training(context, trained, history, execution)

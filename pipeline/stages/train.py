@@ -10,7 +10,7 @@ from atopipe.pipeline.config import COST_NAMES, TARGETS
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.summary import both_readings
-from atopipe.pipeline.training import reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.training import checkpointed, reporter, save_training, train_batches, val_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,17 +42,19 @@ def run(context: Context) -> dict[str, float]:
     context.display.say(f"target  {both_readings(config.targets)}")
 
     execution = workspace.execution(model)
-    trained = train(
-        model.to(workspace.device),
-        groups,
-        budgets,
-        train_batches=train_batches(context),
-        val_batches=val_batches(context),
-        recipe=config.recipe,
-        generator=workspace.generator(2),
-        report=reporter(context),
-        execution=execution,
-    )
+    with checkpointed(context) as keeper:
+        trained = train(
+            model.to(workspace.device),
+            groups,
+            budgets,
+            train_batches=train_batches(context),
+            val_batches=val_batches(context),
+            recipe=config.recipe,
+            generator=workspace.generator(2),
+            report=reporter(context),
+            execution=execution,
+            keeper=keeper,
+        )
     if workspace.job.rank > 0:
         return {}
     _save_masks(context, groups, trained.mask)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atopipe.ato.execution import Execution
 from atopipe.ato.groups import Groups
 from atopipe.ato.loop import EpochRecord, Progress
 from atopipe.ato.masking import masked
@@ -34,6 +36,12 @@ class Blobs:
 
     def __len__(self) -> int:
         return self.count
+
+    def order(self) -> Tensor:
+        return torch.tensor([self.seed])
+
+    def resume(self, order: Tensor, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.islice(iter(self), done, None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -115,8 +123,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(residual: 
     ],
     ids=["adamw", "sgd with mixup", "average and clipping"],
 )
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 def test_cutting_the_network_during_training_changes_nothing(
-    network: nn.Module, example: Tensor, weights: WeightSettings
+    network: nn.Module, example: Tensor, weights: WeightSettings, layout: torch.memory_format
 ) -> None:
     """Weights, moments, averages and statistics carry over: in float64 both ways differ by rounding only."""
     network = network.double()
@@ -127,7 +136,8 @@ def test_cutting_the_network_during_training_changes_nothing(
         model = copy.deepcopy(network).double()
         recipe = dataclasses.replace(RECIPE, live_shrink=live_shrink, weights=weights)
         budget = Budget("FLOPs", cost, 0.4)
-        trainer = Trainer(model, groups, [budget], recipe, len(batches), torch.Generator().manual_seed(0))
+        noise, execution = torch.Generator().manual_seed(0), Execution(memory_format=layout)
+        trainer = Trainer(model, groups, [budget], recipe, len(batches), noise, execution)
         losses = torch.stack([trainer.step(*batch)[0] for batch in batches])
         results.append((losses, shrink(trainer.trained_model()[0], groups, trainer.trained_model()[1])[0].state_dict()))
     (losses, state), (wanted_losses, wanted) = results

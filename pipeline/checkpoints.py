@@ -1,0 +1,123 @@
+"""Snapshots of a training run on disk, so that a run that was stopped goes on where it was.
+
+A checkpoint is two files: the snapshot as safetensors and, written after it, a small JSON file with its digest and the
+key of the stage. What is damaged is reported and passed over; what belongs to another run is not looked at.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.run_directory import sha256_bytes, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from atopipe.ato.snapshot import Snapshot
+
+KEPT = 2
+PATIENCE = 50  # a checkpoint waits until what the last one took is spent so many times over: at most 2 % of the time
+VALUES = "values"
+
+
+class StopRequest:
+    """Whether the process was asked to stop; training then keeps what it has after the step it is in."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def make(self, *_: object) -> None:
+        """As a signal handler; asked a second time, the process stops at once."""
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While active, Ctrl-C and SIGTERM make the request."""
+        before = {number: signal.signal(number, self.make) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Checkpoints:
+    """The checkpoints in `folder` of the stage with this `key`, one every so many minutes and at every new phase."""
+
+    def __init__(self, folder: Path, key: str, minutes: float, stop: StopRequest, say: Callable[[str], None]) -> None:
+        self.folder, self.key, self.interval, self.stop, self.say = folder, key, 60 * minutes, stop, say
+        self.saved_at, self.cost, self.phase = time.monotonic(), 0.0, ""
+
+    def latest(self) -> "Snapshot | None":
+        """The newest that is whole and of this run."""
+        content = self.latest_bytes()
+        return None if content is None else unpacked(content)
+
+    def latest_bytes(self) -> bytes | None:
+        """The same as it stands in its file."""
+        for file in sorted(self.folder.glob("*.json"), reverse=True):
+            if (content := self._read(file)) is not None:
+                self.say(f"goes on after step {int(file.stem):,}, where '{self.folder}' has it")
+                return content
+        return None
+
+    def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
+        """Keep a snapshot if it is time for one, or if the process is to stop; then raises KeyboardInterrupt."""
+        begun, self.phase = self.phase not in ("", phase), phase
+        waited = time.monotonic() - self.saved_at
+        due = (begun or waited >= self.interval) and waited >= PATIENCE * self.cost
+        if due or self.stop.made:
+            self._save(take())
+        if self.stop.made:
+            raise KeyboardInterrupt
+
+    def _save(self, snapshot: "Snapshot") -> None:
+        start = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = packed(snapshot)
+        file = self.folder / f"{snapshot.values['trainer']['steps']['finished']:012d}.json"
+        write_bytes(file.with_suffix(".safetensors"), content)
+        write_json(file, {"key": self.key, "sha256": sha256_bytes(content)})
+        for old in sorted(self.folder.glob("*.json"))[:-KEPT]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        self.saved_at = time.monotonic()
+        self.cost = self.saved_at - start
+
+    def _read(self, file: Path) -> bytes | None:
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept["key"] != self.key:
+                return None
+            content = file.with_suffix(".safetensors").read_bytes()
+            if sha256_bytes(content) == kept["sha256"]:
+                return content
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self.say(f"checkpoint '{file.with_suffix('')}' is damaged: the one before it is used")
+        return None
+
+
+def packed(snapshot: "Snapshot") -> bytes:
+    """Everything of a snapshot as the content of one safetensors file."""
+    import torch
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.tensors.items()}
+    values = torch.frombuffer(bytearray(json.dumps(snapshot.values).encode()), dtype=torch.uint8)
+    return save({**tensors, VALUES: values})
+
+
+def unpacked(content: bytes) -> "Snapshot":
+    """The inverse of `packed`."""
+    from safetensors.torch import load
+
+    from atopipe.ato.snapshot import Snapshot
+
+    tensors = load(content)
+    values = bytes(tensors.pop(VALUES).numpy())
+    return Snapshot(tensors, json.loads(values))
