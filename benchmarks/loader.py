@@ -3,10 +3,10 @@
     python benchmarks/loader.py [--batch-size 32] [--threads 2]
 
 resnet18 trains for an epoch each on images that the script makes: 2,000 of 32x32 pixels held in memory, and 500 JPEG
-files of a photograph's size that are decoded to 224x224. `waiting` is the part of the step's time in which the training
-waits for its images; `cpu` is the part of all CPU seconds, those of the worker processes included, that go into images.
-The seconds until the first batch, in which worker processes start, come once per epoch and are stated apart. The last
-line is both shares.
+files of a photograph's size that are decoded to 224x224. `waiting_share` is the part of the step's time in which the
+training waits for its images; `cpu_share` is the part of all CPU seconds, those of the worker processes included, that
+go into images. The seconds until the first batch, in which worker processes start, come once per epoch and are stated
+apart. The last line is both shares.
 
 From memory, a step waits for less than 3 % of its time. From disk it does not do so well where the training runs on
 the same cores as the workers: decoding and scaling a photograph takes some 5 ms of a core, which the training lacks,
@@ -95,8 +95,8 @@ def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> di
             finish(device)
     images_cpu = first.cpu + loading.cpu + workers_cpu() - before
     return {
-        "waiting": loading.wall / (loading.wall + training.wall),
-        "cpu": images_cpu / (images_cpu + training.cpu),
+        "waiting_share": loading.wall / (loading.wall + training.wall),
+        "cpu_share": images_cpu / (images_cpu + training.cpu),
         "step_s": (loading.wall + training.wall) / len(batches),
         "images_cpu_s": images_cpu,
         "first_batch_s": first.wall,
@@ -140,7 +140,7 @@ def main(batch_size: int, threads: int) -> None:
             row = measure(new_trainer(split.preprocessing.size[0], device), batches, device)
             append("loader", {"images": name, "batch_size": batch_size, "threads": threads, **row, **environment()})
             print(f"{name:<6}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
-            shares[name] = f"waiting {row['waiting']:.1%}, CPU {row['cpu']:.1%}"
+            shares[name] = f"waiting {row['waiting_share']:.1%}, CPU {row['cpu_share']:.1%}"
     print(f"loader share from memory: {shares['memory']}; from disk: {shares['disk']}")
 
 
