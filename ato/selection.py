@@ -78,10 +78,11 @@ def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> No
     narrowest = narrowest_widths(groups, align)
     for budget in budgets:
         if not budget.holds(narrowest):
-            minimum = reachable_minimum(groups, budget.cost, align)
+            least = math.ceil(1e4 * reachable_minimum(groups, budget.cost, align)) / 1e4
+            remedy = "raise the target" if align == 1 else "raise the target or lower align"
             raise BudgetError(
-                f"target {budget.target:g} cannot be reached: with every width at its smallest step (align {align}) "
-                f"the network keeps {minimum:.3f} of its {budget.name}; raise the target or lower align"
+                f"target {budget.target:g} cannot be reached: with widths aligned to {align} the network keeps from "
+                f"{least:.4f} to 1 of its {budget.name}; {remedy}"
             )
 
 

@@ -12,6 +12,7 @@ named by string, so that reading this table loads none of the heavy libraries th
 """
 
 import errno
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ LEAF_EXIT_CODES: Mapping[str, int] = {
 }
 
 OUT_OF_MEMORY = frozenset({"builtins.MemoryError", "torch.OutOfMemoryError"})
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # a plain RuntimeError in torch
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # as torch writes them
 OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -93,9 +96,24 @@ def explain(error: BaseException, folder: Path | None = None) -> Failure | None:
         return Failure(str(error), LEAF_EXIT_CODES[name])
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted: what is complete stays usable", Interrupted.exit_code)
-    if names & OUT_OF_MEMORY:
-        return Failure("out of memory: lower --batch-size, or use smaller images", MissingError.exit_code)
+    if names & OUT_OF_MEMORY or CPU_ALLOCATOR in str(error):
+        return Failure(_out_of_memory(str(error)), MissingError.exit_code)
     return _explain_os(error, folder) if isinstance(error, OSError) else None
+
+
+def _out_of_memory(text: str) -> str:
+    """How much was asked for and how much is there: torch's allocators say the former, for a GPU both."""
+    from atopipe.pipeline.memory import available_memory
+
+    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", text, re.IGNORECASE)
+    left = re.search(r"of which ([\d.]+) (\w+) is free", text)
+    free = _bytes(left) if left else available_memory()
+    wanted = f"{_bytes(asked) / 1e9:.1f} GB more were asked for and " if asked else ""
+    return f"out of memory: {wanted}{free / 1e9:.1f} GB are free: lower --batch-size or data.input_size"
+
+
+def _bytes(size: re.Match[str]) -> float:
+    return float(size[1]) * UNITS[size[2]]
 
 
 def _explain_os(error: OSError, folder: Path | None) -> Failure | None:

@@ -32,6 +32,7 @@ def run(context: Context) -> dict[str, float]:
 
     config, workspace = context.config, context.workspace
     workspace.check_model()
+    batches = train_batches(context)  # refused before the network is traced if they are too large
     model = workspace.new_model()
     groups = find_groups(model, workspace.example, workspace.generator())
     budgets = [
@@ -47,7 +48,7 @@ def run(context: Context) -> dict[str, float]:
             model.to(workspace.device),
             groups,
             budgets,
-            train_batches=train_batches(context),
+            train_batches=batches,
             val_batches=val_batches(context),
             recipe=config.recipe,
             generator=workspace.generator(2),

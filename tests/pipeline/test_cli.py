@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from atopipe.pipeline import cli
@@ -137,9 +138,21 @@ def quiet(command: str) -> list[str]:
             2,
             "the classes differ: ",
         ),
+        (
+            lambda root: photos(root / "p", {"train": ("a",), "val": ("a",)}),
+            "imagefolder:p",
+            2,
+            "'p/train' has the single class a: a classifier needs two or more",
+        ),
+        (
+            lambda root: (root / "c").mkdir() or (root / "c/cifar-100-binary.tar.gz").touch(),
+            "cifar10:c",
+            2,
+            "'c' holds CIFAR-100, not CIFAR-10: did you mean cifar100:c?",
+        ),
         (lambda root: None, "digit", 2, "unknown data source 'digit': did you mean digits?"),
     ],
-    ids=["missing", "empty", "no val", "classes", "unknown"],
+    ids=["missing", "empty", "no val", "classes", "one class", "wrong archive", "unknown"],
 )
 def test_bad_data(capsys, here, make, source, code, sentence) -> None:  # type: ignore[no-untyped-def]
     make(here)
@@ -161,9 +174,31 @@ def test_a_target_out_of_reach_is_refused_before_training(capsys: pytest.Capture
     argv = ("run", "--model", "tiny_for_reach:net", "--target-flops", "0.001", "--output", "out", "--quiet")
     code, line = said(capsys, *argv)
     assert code == 2
-    assert re.match(r"atopipe: target 0\.001 cannot be reached: .* the network keeps 0\.\d+ of its FLOPs; ", line)
+    assert re.match(
+        r"atopipe: target 0\.001 cannot be reached: .* the network keeps from 0\.\d+ to 1 of its FLOPs; ", line
+    )
     assert "epoch" not in (here / "out/events.jsonl").read_text()
     assert not list((here / "out/stages").iterdir())
+
+
+def test_too_large_a_batch_is_refused_before_the_network_is_traced(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    (here / "tiny_for_batch.py").write_text(TINY)
+    argv = ("run", "--model", "tiny_for_batch:nothing_to_prune", "--target-flops", "0.5", "--batch-size", "2000")
+    limit = "the training set of 1,437 images: lower --batch-size to 1437 or less"
+    assert said(capsys, *argv, "--quiet") == (2, f"atopipe: batch size 2000 is larger than {limit}")
+
+
+def test_a_network_for_grey_images_is_refused_and_told_what_it_was_given(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    """Grey images are no trouble in a network for RGB: every source repeats the one channel."""
+    (here / "tiny_grey.py").write_text(TINY.replace("block(3, 16)", "block(1, 16)"))
+    code, line = said(capsys, "run", "--model", "tiny_grey:net", "--target-flops", "0.5", "--quiet")
+    assert code == 2
+    assert "does not run on an image of shape [3, 32, 32]" in line
+    assert line.endswith("; choose another input_size or another model")
 
 
 def test_a_network_without_groups_is_refused(capsys: pytest.CaptureFixture[str], here: Path) -> None:
@@ -251,16 +286,34 @@ def test_every_leaf_error_exists_and_is_mapped() -> None:
             r"no space left in '.*' \(\d+\.\d MB free\): free some, .*",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 5, r"'x' cannot be used \(Permission denied\): .*"),
-        (MemoryError(), 5, "out of memory: lower --batch-size, or use smaller images"),
+        (MemoryError(), 5, r"out of memory: \d+\.\d GB are free: lower --batch-size or data.input_size"),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4.00 GiB of which "
+                "512.00 MiB is free."
+            ),
+            5,
+            "out of memory: 2.1 GB more were asked for and 0.5 GB are free: lower --batch-size or data.input_size",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: what is complete stays usable"),
     ],
-    ids=["disk full", "permission", "memory", "ctrl-c"],
+    ids=["disk full", "permission", "memory", "memory of a GPU", "ctrl-c"],
 )
 def test_errors_of_the_machine_are_explained(error: BaseException, code: int, words: str) -> None:
     failure = explain(error)
     assert failure is not None
     assert failure.exit_code == code
     assert re.fullmatch(words, failure.message)
+
+
+def test_torchs_own_want_of_memory_is_explained() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    failure = explain(caught.value)
+    assert failure is not None
+    words = r"out of memory: 4000000\.0 GB more were asked for and \d+\.\d GB are free: lower --batch-size .*"
+    assert re.fullmatch(words, failure.message)
+    assert failure.exit_code == 5
 
 
 def test_a_defect_is_not_explained_away() -> None:
