@@ -141,6 +141,25 @@ def test_a_killed_process_ends_the_job_with_one_sentence(work: Path, killed: int
         assert "exitcode  : 5" in error
 
 
+@pytest.mark.slow
+def test_a_job_that_was_killed_goes_on_in_all_processes(work: Path) -> None:
+    options = ["--config", "config.yaml", "--epochs", "40", "--checkpoint-minutes", "0", "--output", "again"]
+    command = [*LAUNCH, "-m", "atopipe.pipeline", "train", *options]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept, end = work / "again/checkpoints/train", time.monotonic() + 120
+    while not list(kept.glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        if "RANK" in child.environ():
+            child.send_signal(signal.SIGKILL)
+    launcher.communicate(timeout=60)
+    assert not (work / "again/stages/train").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("goes on after step") == 1
+    assert len(json.loads((work / "again/stages/train/history.json").read_text())) == 40
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "but must be divisible by the 4 processes of this job, with 2 images or more for each"
     for size in (30, 4):
