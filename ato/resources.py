@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from atopipe.ato import axes
-from atopipe.ato.axes import Axis
+from atopipe.ato.axes import AXES, Axis
 from atopipe.ato.groups import Groups
 
 SMALLEST_RATIO = 1e-6
-AXES: tuple[Axis, ...] = ("out", "in")
 Count = tuple[str, Axis]  # the channels of a layer along an axis
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
 
