@@ -23,10 +23,15 @@ DEFAULT_RECIPE = "quick"
 
 FLAGS: Mapping[str, str] = {
     "model.name": "--model",
+    "model.args": "--model-args",
+    "model.weights": "--weights",
+    "model.keep": "--keep",
+    "model.only": "--only",
     "target_flops": "--target-flops",
     "target_params": "--target-params",
     "recipe.align": "--align",
     "data.source": "--data",
+    "data.input_size": "--input-size",
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
     "seed": "--seed",
@@ -35,6 +40,7 @@ FLAGS: Mapping[str, str] = {
 }
 COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
+INCIDENTAL = frozenset({"threads", "preflight"})
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
 
 
@@ -43,10 +49,16 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """`name`: a torchvision classification builder, or `your_pkg.mod:factory`, called with `args`."""
+    """`name`: what `build_model` knows, called with `args`. `weights`: a file to start from.
+
+    `keep`, `only`: patterns of layers whose widths stay whole, or are the only ones that may not.
+    """
 
     name: str
     args: dict[str, bool | int | float | str | None] = {}
+    weights: str | None = None
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 class DataSettings(Section):
@@ -67,7 +79,7 @@ Target = Annotated[float, Field(gt=0, le=1)] | None
 
 
 class Config(Section):
-    """Everything a run depends on; at least one target. `threads` changes how fast a run is, not which run it is."""
+    """Everything a run depends on; at least one target. What is in `INCIDENTAL` does not change what a run delivers."""
 
     model: ModelSettings
     target_flops: Target = None
@@ -78,6 +90,7 @@ class Config(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
+    preflight: bool = True
 
     @property
     def targets(self) -> dict[str, float]:
@@ -91,7 +104,7 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
-        return {key: value for key, value in self.resolved().items() if key != "threads"}
+        return {key: value for key, value in self.resolved().items() if key not in INCIDENTAL}
 
     def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
         """The part of the configuration with these names: what a stage depends on."""
@@ -107,6 +120,17 @@ def load_config(file: Path | None = None, values: Mapping[str, object] | None = 
     for name, value in given.items():
         raw = _merge(raw, _nested(name, value))
     return parse_config(raw)
+
+
+def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
+    """`width=64` -> {"width": 64}: values as YAML reads them."""
+    arguments = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--model-args is {pair}, but must be NAME=VALUE, e.g. '--model-args width=64'")
+        arguments[name] = yaml.safe_load(value)
+    return arguments
 
 
 def parse_config(raw: Mapping[str, object]) -> Config:

@@ -41,6 +41,14 @@ class Rehearsal:
         """Whether ONNX Runtime computes what torch computes; removal that is not lossless raises."""
         return self.parity <= self.tolerance
 
+    def as_text(self) -> str:
+        """One line."""
+        kept = " and ".join(f"{ratio:.4f} of the {name}" for name, ratio in self.ratios.items())
+        return (
+            f"{kept} kept, masked = shrunk within {self.lossless:.0e}, {self.bytes / 1e6:.1f} MB of ONNX "
+            f"(opset {self.opset}), torch = ONNX Runtime within {self.parity:.0e}, {self.seconds:.1f} s"
+        )
+
 
 def rehearse(
     model: "nn.Module",
@@ -63,8 +71,7 @@ def rehearse(
     from atopipe.ato.shrink import prove_lossless, shrink
 
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        masked = Probe(model, example, generator).model.float()
+    masked = Probe(model, example, generator).model.float()
     scores = torch.rand(groups.total, generator=generator)
     widths = select_widths(scores, groups, budgets, align)
     mask = best_groups(scores, groups, widths)

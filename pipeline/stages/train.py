@@ -24,7 +24,6 @@ NAMED = 2  # unprunable widths that are named before training; `atopipe inspect`
 
 
 def run(context: Context) -> dict[str, float]:
-    from atopipe.ato.probe import find_groups
     from atopipe.ato.resources import COSTS
     from atopipe.ato.selection import Budget
     from atopipe.ato.trainer import train
@@ -32,14 +31,16 @@ def run(context: Context) -> dict[str, float]:
     config, workspace = context.config, context.workspace
     recipe = config.recipe
     workspace.check_model()
-    model = workspace.new_model()
-    groups = find_groups(model, workspace.example, workspace.generator())
+    model = workspace.first_model()
+    groups = workspace.groups(model)
     budgets = [
         Budget(COST_NAMES[cost], COSTS[cost](model, groups, workspace.example), target)
         for cost, target in config.targets.items()
     ]
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets)}")
+    if config.preflight:
+        context.display.say(f"tried   {workspace.rehearse(model, groups, budgets).as_text()}")
 
     device, data, order = workspace.device, workspace.data, workspace.generator(1)
     trained = train(
