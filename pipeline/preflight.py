@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from atopipe.ato.recipe import Align
     from atopipe.ato.selection import Budget
 
-IMAGES = 2
-
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -71,14 +69,14 @@ def rehearse(
     from atopipe.ato.shrink import prove_lossless, shrink
 
     started = time.perf_counter()
-    masked = Probe(model, example, generator).model.float()
+    probe = Probe(model, example, generator)
+    masked = probe.model.float()
     scores = torch.rand(groups.total, generator=generator)
     widths = select_widths(scores, groups, budgets, align)
     mask = best_groups(scores, groups, widths)
     scale_groups(masked, groups, mask)
     small, _ = shrink(masked, groups, mask)
-    images = torch.randn((1, *example.shape[1:]), generator=generator)
-    lossless = prove_lossless(masked, groups, mask, small, images, generator).max_rel_diff
+    lossless = prove_lossless(masked, groups, mask, small, probe.images[:1], generator).max_rel_diff
     parity, tolerance, opset, size = _export(small, example, generator)
     return Rehearsal(
         ratios={budget.name: float(budget.cost.ratio(widths)) for budget in budgets},
@@ -98,11 +96,11 @@ def _export(small: "nn.Module", example: "Tensor", generator: "torch.Generator")
     from atopipe.export.onnx import export_onnx
     from atopipe.validate.parity import measure_parity
 
-    images = torch.randn((IMAGES, *example.shape[1:]), generator=generator).numpy()
+    images = torch.randn((1, *example.shape[1:]), generator=generator).numpy()  # exported with a batch of two
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         report = export_onnx(small, example, path, metadata={})
-        parity = measure_parity(_network(small.eval()), path, images, batch_sizes=(1, IMAGES))
+        parity = measure_parity(_network(small.eval()), path, images, batch_sizes=(1,))
     return parity.max_rel_diff, parity.tolerance, report.opset, report.bytes
 
 
