@@ -157,9 +157,8 @@ class GraphReader:
         blocks = math.lcm(*(axes.blocks(item.node.module) for item in layers))
         size = channels // blocks  # channels that lie a block apart in grouped convolutions go together
         if channels % blocks or size == 1:
-            reason = (
-                f"the {blocks} blocks of its grouped layers leave no choice" if blocks > 1 else "it is but one channel"
-            )
+            many = channels > 1 and f"the {blocks} blocks of its grouped layers leave no choice"
+            reason = many or "it is but one channel"
             return Unprunable(name, channels, reason, holders, settled=True)
         members = tuple(_member(item, self.names, size) for item in layers)
         pairs = zip(layers, members, strict=True)

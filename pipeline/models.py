@@ -76,7 +76,11 @@ def _from_factory(name: str, args: Mapping[str, object], classes: Mapping[str, o
         raise ModelError(f"model '{name}' is not a factory name: write it as your_pkg.mod:factory or net.py:factory")
     who = f"model factory '{name}'"
     factory = find_factory(who, name, "a torch.nn.Module", ModelError)
-    return _call(who, factory, {**args, **accepted(factory, classes)})
+    model = _call(who, factory, {**args, **accepted(factory, classes)})
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} - {"cpu"}
+    if devices:
+        raise ModelError(f"{who} built its network on {min(devices)}: build it on cpu; --device moves it")
+    return model
 
 
 def _call(who: str, builder: Callable[..., object], args: Mapping[str, object]) -> nn.Module:
@@ -86,7 +90,4 @@ def _call(who: str, builder: Callable[..., object], args: Mapping[str, object]) 
         raise ModelError(f"{who} cannot be built with {written(args)}: {reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{who} returned {type(model).__name__}: return a torch.nn.Module")
-    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} - {"cpu"}
-    if devices:
-        raise ModelError(f"{who} built its network on {min(devices)}: build it on cpu; --device moves it")
     return model

@@ -127,7 +127,8 @@ def test_a_mentioned_command_and_its_options_exist(mention: str) -> None:
     command: click.Command = cli.cli
     if not words[0].startswith("-"):
         command = cli.cli.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    options = [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
+    known = {*options, "--help"}
     assert {word for word in words if word.startswith("--")} <= known
 
 
@@ -144,7 +145,8 @@ def test_the_shown_run_speaks_as_runs_do() -> None:
 
 
 def test_options_named_alone_belong_to_some_command() -> None:
-    known = {option for command in cli.cli.commands.values() for p in command.params for option in p.opts} | {"--help"}
+    parameters = [parameter for command in cli.cli.commands.values() for parameter in command.params]
+    known = {option for p in parameters for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     named = {c.split()[0] for text in TEXTS.values() for c in inline_code(text) if re.match(r"--[a-z]", c)}
     assert "--quiet" in named
     assert named <= known
