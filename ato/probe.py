@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato import axes
-from atopipe.ato.capture import Twin, trace_twin
+from atopipe.ato.capture import GraphError, Twin, trace_twin
 from atopipe.ato.groups import GraphReader, Groups, GroupSet, NoGroupsError, Unprunable
 from atopipe.ato.invariance import Probe
 
@@ -57,11 +57,8 @@ class _Search:
             return []
         try:
             return self.reader.read(scope, self.twin.calls[scope])
-        except Exception as error:  # the tracer raises whatever it stumbles over
-            whole = f"'{scope}'" if scope else "the network"
-            first_line = next(iter(str(error).splitlines()), "no message")
-            reason = f"channels cannot be followed through {whole} ({type(error).__name__}: {first_line})"
-            return [self._unseen(name, reason) for name in self._inside(scope)]
+        except GraphError as error:
+            return [self._unseen(name, str(error)) for name in self._inside(scope)]
 
     def _disjoint(self, sets: list[GroupSet]) -> list[GroupSet]:
         """The sets whose channels belong to no other; an earlier claim counts."""
