@@ -1,5 +1,7 @@
 """Find the groups of a network: read from a graph, proven on random weights, and looked for again in its modules."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -90,13 +92,12 @@ class _Search:
         """Every layer's width that is not proven, once, with the first reason that was found."""
         told = {layer for group_set in self.proven for layer in group_set.layers}
         left = []
-        for width in (
-            *self.refused,
-            *(self._unseen(name, "it is not run as a layer of its own") for name in self.layers),
-        ):
-            if told.isdisjoint(width.layers):
+        unseen = [self._unseen(name, "it is not run as a layer of its own") for name in self.layers]
+        for width in (*self.refused, *unseen):
+            untold = [name for name in self.layers if name in width.layers and name not in told]
+            if untold:
                 told |= width.layers
-                left.append(width)
+                left.append(width if width.name in untold else replace(width, name=untold[0]))
         return left
 
     def _unseen(self, name: str, reason: str) -> Unprunable:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -142,8 +143,10 @@ def _in_a_process(name: str) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, preexec_fn=limit)
     except subprocess.TimeoutExpired:
         return {"outcome": "stopped", "reason": f"longer than {WALL_SECONDS} s"}
-    if done.returncode in (-24, -9):
-        return {"outcome": "stopped", "reason": f"more than {CPU_SECONDS} s of processor time, or out of memory"}
+    if done.returncode == -signal.SIGXCPU:
+        return {"outcome": "stopped", "reason": f"more than {CPU_SECONDS} s of processor time"}
+    if done.returncode == -signal.SIGKILL:
+        return {"outcome": "stopped", "reason": "killed by the system, most likely for want of memory"}
     if done.returncode:
         return {"outcome": "error", "reason": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

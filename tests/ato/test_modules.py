@@ -147,6 +147,21 @@ def test_a_network_that_looks_at_values_is_read_with_values(generator: torch.Gen
     assert [s.size for s in found(Deciding(), generator).sets] == [16]
 
 
+def test_widths_that_share_a_norm_have_a_reason_each(generator: torch.Generator) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+            self.norm, self.last, self.head = nn.BatchNorm2d(16, affine=False), nn.Conv2d(16, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.last(self.norm(torch.cat([self.one(x), self.two(x)], 1))).mean((2, 3)))
+
+    reasons = {u.name: u.reason for u in found(Joined(), generator).unprunable}
+    assert reasons.keys() == {"one", "two", "head"}
+    assert reasons["one"] == reasons["two"] == "BatchNorm2d 'norm' has no scale and shift that could be set to zero"
+
+
 def test_a_module_that_is_never_run_is_named(generator: torch.Generator) -> None:
     model = Around(conv(16, 16))
     model.spare = nn.Linear(7, 7)
