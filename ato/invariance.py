@@ -89,7 +89,8 @@ class Probe:
             if _runs(self.model, images):
                 return images
         if norms:
-            self.model.train()(images)
+            self.model.train()
+            self.model(images)
         self.model.eval()
         return images
 
@@ -149,7 +150,8 @@ def _difference(zeroed: nn.Module, small: nn.Module, call: Call, *, training: bo
 
 def _outputs(module: nn.Module, call: Call, *, training: bool, seed: int) -> list[Tensor]:
     torch.manual_seed(seed)  # what drops whole images' branches draws as often in both networks
-    return [t for t in tensors(call.run(module.train(training), Tensor.clone)) if t.is_floating_point()]
+    module.train(training)  # by itself: not every module that overrides it returns itself
+    return [t for t in tensors(call.run(module, Tensor.clone)) if t.is_floating_point()]
 
 
 def _sharing_copy(module: nn.Module, own: frozenset[str]) -> nn.Module:
@@ -186,8 +188,9 @@ def _sides(height: int, width: int) -> Iterator[tuple[int, int]]:
 
 def _runs(model: nn.Module, images: Tensor) -> bool:
     try:
-        model.train()(images)
-        model.eval()(images)
+        for training in (True, False):
+            model.train(training)
+            model(images)
     except Exception:  # whatever the network's code raises
         return False
     return True
