@@ -171,7 +171,9 @@ def table() -> str:
         "timm": {n: r for n, r in models.items() if n.startswith("timm/")},
     }
     libraries = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
+    parts = {name: part for name, part in parts.items() if part}
     counts = [f"{_passed(part)} of {len(part)} of {name}" for name, part in parts.items()]
+    left = len(set(names()) - models.keys())
     about = (
         "What of each architecture can be pruned, with ten classes, random weights and its default input size. "
         "*Sets* are the widths that can be pruned, *whole* those that cannot. *Reachable* is the smallest fraction of "
@@ -181,7 +183,8 @@ def table() -> str:
         "*Seconds* are of processor time: to find and prove the groups, and for everything."
     )
     where = (
-        f"{' and '.join(counts)} went through to the end. `{environment['command']}` on {environment['cores']} cores "
+        f"{' and '.join(counts)} went through to the end; {left or 'none'} are not measured yet. "
+        f"`{environment['command']}` on {environment['cores']} cores "
         f"of an {environment['cpu']}, {environment['threads']} thread, Python {environment['python']}, {libraries}. "
         f"A model was stopped after {CPU_SECONDS} s of processor time. This page is written by "
         "[`benchmarks/zoo.py`](../benchmarks/zoo.py)."
