@@ -47,6 +47,7 @@ setup(
         "pillow>=10",
     ],
     extras_require={
+        "timm": ["timm>=1.0.15"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 Axis = Literal["out", "in"]
+AXES: tuple[Axis, ...] = ("out", "in")
 
 MATRIX_LAYERS = (_ConvNd, nn.Linear)
 CHANNEL_NORMS = (_BatchNorm, _InstanceNorm)

@@ -1,33 +1,27 @@
-"""Prove the groups of the dependency graph before anything is built on them.
+"""Find the groups of a network: read from a graph, proven on random weights, and looked for again in its modules."""
 
-The graph treats what it does not know as element-wise; channel shuffles, activations with f(0) != 0 or a softmax over
-channels would silently give a wrong network. So every group set is removed once, on random weights, in float64.
-"""
-
-import copy
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from atopipe.ato.groups import Groups, GroupSet, NoGroupsError, Unprunable, trace_groups
-from atopipe.ato.shrink import TOLERANCE, noise_like, relative_difference, shrink
-from atopipe.ato.slices import scale_groups
+from atopipe.ato import axes
+from atopipe.ato.capture import GraphError, Twin, trace_twin
+from atopipe.ato.groups import GraphReader, Groups, GroupSet, NoGroupsError, Unprunable
+from atopipe.ato.invariance import Probe
 
 
 def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -> Groups:
     """The groups of `model` whose removal is proven not to change what the rest computes; `model` is not modified.
 
-    `example`: one image [1, C, H, W]. What fails is listed in `unprunable` with the reason. Raises GraphError when the
-    network cannot be traced, NoGroupsError when nothing is left to prune.
+    `example`: one image [1, C, H, W]. First the whole network is read; then, level by level, those of its modules
+    which hold layers that were not understood or not proven. What stays whole is listed in `unprunable` with its
+    reason. Raises GraphError when the network does not give logits, NoGroupsError when nothing is left to prune.
     """
-    groups = trace_groups(model, example)
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator, which must not notice
-        probe = _random_network(model, example, generator)
-        failures = _failures(probe, groups.sets, generator, example)
-    refused = tuple(Unprunable(s.name, s.size, failures[s.name]) for s in groups.sets if s.name in failures)
-    proven = Groups(tuple(s for s in groups.sets if s.name not in failures), groups.unprunable + refused)
+        search = _Search(trace_twin(model, example), Probe(model, example, generator))
+        search.descend()
+    proven = Groups(tuple(search.proven), tuple(search.whole()))
     if not proven.sets:
         reasons = "; ".join(f"{u.name}: {u.reason}" for u in proven.unprunable[:3]) or "it has no prunable layer"
         raise NoGroupsError(
@@ -36,59 +30,79 @@ def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -
     return proven
 
 
-def _failures(
-    probe: nn.Module, sets: Sequence[GroupSet], generator: torch.Generator, example: Tensor
-) -> dict[str, str]:
-    """Set name -> what goes wrong; the sets that are left pass together, not only one by one."""
-    images = torch.randn((2, *example.shape[1:]), generator=generator, dtype=torch.float64)
-    joint = _defect(probe, sets, images, generator)
-    if joint is None:
-        return {}
-    alone = {s.name: defect for s in sets if (defect := _defect(probe, [s], images, generator)) is not None}
-    left = [s for s in sets if s.name not in alone]
-    if _defect(probe, left, images, generator) is None:
-        return alone
-    return {s.name: alone.get(s.name, joint) for s in sets}
+class _Search:
+    """`proven`: sets that can be removed together. `refused`: widths that were seen, the widest view first."""
+
+    def __init__(self, twin: Twin, probe: Probe) -> None:
+        self.twin, self.probe = twin, probe
+        self.reader = GraphReader(twin.model)
+        self.layers = [name for name, m in twin.model.named_modules() if isinstance(m, axes.MATRIX_LAYERS)]
+        self.proven: list[GroupSet] = []
+        self.refused: list[Unprunable] = []
+
+    def descend(self) -> None:
+        """Read the whole network, then the modules in it, until nothing is left that could be understood better."""
+        level = [""]
+        while level:
+            found = [width for scope in level for width in self._read(scope)]
+            self.refused += [width for width in found if isinstance(width, Unprunable)]
+            candidates = self._disjoint([width for width in found if isinstance(width, GroupSet)])
+            failures = self.probe.failures(self.proven, candidates)
+            self.proven += [s for s in candidates if s.name not in failures]
+            self.refused += [
+                Unprunable(s.name, s.size, failures[s.name], s.layers) for s in candidates if s.name in failures
+            ]
+            level = [child for scope in level for child in self._children(scope)]
+
+    def _read(self, scope: str) -> list[GroupSet | Unprunable]:
+        if scope not in self.twin.calls:
+            return []
+        try:
+            return self.reader.read(scope, self.twin.calls[scope])
+        except GraphError as error:
+            return [self._unseen(name, str(error)) for name in self._inside(scope)]
+
+    def _disjoint(self, sets: list[GroupSet]) -> list[GroupSet]:
+        """The sets whose channels belong to no other; an earlier claim counts."""
+        taken = {claim for group_set in self.proven for claim in _claims(group_set)}
+        free = []
+        for group_set in sets:
+            claims = _claims(group_set)
+            if taken.isdisjoint(claims):
+                taken |= claims
+                free.append(group_set)
+            else:
+                reason = "some of its channels belong to another width as well"
+                self.refused.append(Unprunable(group_set.name, group_set.size, reason, group_set.layers))
+        return free
+
+    def _children(self, scope: str) -> list[str]:
+        """The modules within `scope` in which a width may begin and end that is not proven yet."""
+        done = {layer for group_set in self.proven for layer in group_set.layers}
+        done |= {layer for width in self.refused if width.settled for layer in width.layers}
+        prefix = f"{scope}." if scope else ""
+        children = [f"{prefix}{name}" for name, _ in self.twin.model.get_submodule(scope).named_children()]
+        inside = {child: self._inside(child) for child in children}
+        return [child for child, layers in inside.items() if len(layers) > 1 and not done.issuperset(layers)]
+
+    def _inside(self, scope: str) -> list[str]:
+        return [name for name in self.layers if not scope or name.startswith(f"{scope}.")]
+
+    def whole(self) -> list[Unprunable]:
+        """Every layer's width that is not proven, once, with the first reason that was found."""
+        told = {layer for group_set in self.proven for layer in group_set.layers}
+        left = []
+        unseen = [self._unseen(name, "it is not run as a layer of its own") for name in self.layers]
+        for width in (*self.refused, *unseen):
+            untold = [name for name in self.layers if name in width.layers and name not in told]
+            if untold:
+                told |= width.layers
+                left.append(width if width.name in untold else replace(width, name=untold[0]))
+        return left
+
+    def _unseen(self, name: str, reason: str) -> Unprunable:
+        return Unprunable(name, axes.channels(self.twin.model.get_submodule(name), "out"), reason, frozenset({name}))
 
 
-@torch.no_grad()
-def _random_network(model: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
-    """A float64 copy with random weights and running statistics that fit them, so that no signal dies on the way."""
-    twin = copy.deepcopy(model).cpu().double()
-    for parameter in twin.parameters():
-        parameter.copy_(noise_like(parameter, generator))
-    norms = [m for m in twin.modules() if isinstance(m, _BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-    twin.train()
-    twin(torch.randn((8, *example.shape[1:]), generator=generator, dtype=torch.float64))
-    return twin.eval()
-
-
-@torch.no_grad()
-def _defect(probe: nn.Module, sets: Sequence[GroupSet], images: Tensor, generator: torch.Generator) -> str | None:
-    """What goes wrong when some groups of each set are zeroed and removed; None when nothing does."""
-    if not sets:
-        return None
-    groups = Groups(tuple(sets), ())
-    mask = torch.cat([_random_mask(s.size, generator) for s in sets])
-    zeroed = copy.deepcopy(probe)
-    scale_groups(zeroed, groups, mask)
-    try:
-        small, _ = shrink(zeroed, groups, mask)
-        difference = relative_difference(small(images), zeroed(images))
-        small.train()(images)  # what runs in training only must fit, too
-    except (RuntimeError, ValueError, IndexError) as error:
-        return f"the network does not run without some of them ({error})"
-    if difference > TOLERANCE:
-        return f"zeroing some of them does not make them vanish: removing them changes the output by {difference:.0e}"
-    return None
-
-
-def _random_mask(size: int, generator: torch.Generator) -> Tensor:
-    """Removes a random number of random groups: with one and the same number, unequal widths would meet unnoticed.
-
-    Two or more groups stay where there are three: one channel alone would broadcast.
-    """
-    removed = int(torch.randint(1, size - 1, (), generator=generator)) if size > 2 else size - 1
-    return (torch.randperm(size, generator=generator) >= removed).double()
+def _claims(group_set: GroupSet) -> set[tuple[str, str, int]]:
+    return {(m.module, m.axis, index) for m in group_set.members for index in m.index.tolist()}

@@ -4,7 +4,6 @@ Every cost here is a sum of products of two channel counts, and every channel co
 widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept) * (inputs kept).
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from atopipe.ato import axes
-from atopipe.ato.axes import Axis
+from atopipe.ato.axes import AXES, Axis
+from atopipe.ato.capture import trace_twin
 from atopipe.ato.groups import Groups
 
 SMALLEST_RATIO = 1e-6
-AXES: tuple[Axis, ...] = ("out", "in")
 Count = tuple[str, Axis]  # the channels of a layer along an axis
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
 
@@ -62,6 +61,8 @@ class Cost:
 def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
     """FLOPs for one image: two per multiply-accumulate of convolution and linear layers; nothing else is counted.
 
+    The projections of `nn.MultiheadAttention` are linear layers; they stay whole.
+
     `example`: one image [1, C, H, W] that fixes the number of positions at which each layer works.
     """
     modules = dict(model.named_modules())
@@ -71,6 +72,7 @@ def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
         kernel = math.prod(getattr(module, "kernel_size", (1,)))
         reads: Count | None = None if axes.is_depthwise(module) else (name, "in")
         terms.append((2 * positions * kernel / axes.blocks(module), (name, "out"), reads))
+    terms.append((count_attention(model, example), None, None))
     return _assemble(model, groups, terms)
 
 
@@ -99,23 +101,49 @@ def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
     """At how many positions each convolution and linear layer applies its kernel to one image, over all its calls."""
     positions: dict[str, float] = {}
 
-    def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if isinstance(module, _ConvTransposeNd):  # it applies its kernel at each position of its *input*
-                applied = inputs[0].numel() / module.in_channels
-            else:
-                applied = output.numel() / axes.channels(module, "out")
-            positions[name] = positions.get(name, 0.0) + applied / len(example)
+    def count(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output: Any) -> None:
+        if isinstance(module, _ConvTransposeNd):  # it applies its kernel at each position of its *input*
+            applied = inputs["0"].numel() / module.in_channels
+        else:
+            applied = output.numel() / axes.channels(module, "out")
+        positions[name] = positions.get(name, 0.0) + applied
 
-        return hook
-
-    twin = copy.deepcopy(model).eval()
-    for name, module in twin.named_modules():
-        if isinstance(module, axes.MATRIX_LAYERS):
-            module.register_forward_hook(count(name))
-    with torch.no_grad():
-        twin(example)
+    _observe(model, example, axes.MATRIX_LAYERS, count)
     return positions
+
+
+def count_attention(model: nn.Module, example: Tensor) -> float:
+    """FLOPs for one image of the four projections of all `nn.MultiheadAttention`, which runs them out of sight."""
+    counted: list[float] = []
+
+    def count(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output: Any) -> None:
+        query, key, value = (inputs.get(word, inputs.get(str(i))) for i, word in enumerate(("query", "key", "value")))
+        if isinstance(module, nn.MultiheadAttention) and query is not None and key is not None and value is not None:
+            counted.append(2.0 * module.embed_dim * (2 * query.numel() + key.numel() + value.numel()))
+
+    _observe(model, example, (nn.MultiheadAttention,), count)
+    return sum(counted)
+
+
+def _observe(
+    model: nn.Module,
+    example: Tensor,
+    kinds: tuple[type[nn.Module], ...],
+    see: Callable[[str, nn.Module, Mapping[str, Tensor], Any], None],
+) -> None:
+    """Show every call of modules of these kinds for one image: name, module, inputs by name or place, output."""
+    twin = trace_twin(model, example[:1])
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Any], None]:
+        return lambda module, args, kwargs, output: see(
+            name, module, {**{str(place): value for place, value in enumerate(args)}, **kwargs}, output
+        )
+
+    for name, module in twin.model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(hook(name), with_kwargs=True)
+    # With gradients: without them some layers of torch take a path that runs no hooks.
+    twin.calls[""].run(twin.model, Tensor.detach)
 
 
 def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.run_directory import RunDirectory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Given = str | bool | None  # what an option came with; None where it was left out
+Given = str | tuple[str, ...] | bool | None  # what an option came with; None where it was left out
 
 TARGET_HELP = (
     "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)."
@@ -87,7 +87,14 @@ def cli() -> None:
 def configured(command: Command) -> Command:
     """The options that make a configuration; each has an environment variable ATOPIPE_<NAME>."""
     options = [
-        _option("--model", help="torchvision classifier, network for CIFAR (resnet56), or your_pkg.mod:factory."),
+        _option(
+            "--model",
+            help="torchvision classifier, CIFAR network (resnet56), timm/NAME, your_pkg.mod:factory or net.py:factory.",
+        ),
+        _option("--model-args", metavar="K=V", multiple=True, help="An argument of its builder; may be repeated."),
+        _option("--weights", metavar="FILE", help="Start from these: safetensors, or a state dict saved by torch."),
+        _option("--keep", metavar="PATTERN", multiple=True, help="Layers whose widths stay whole, e.g. 'layer4.*'."),
+        _option("--only", metavar="PATTERN", multiple=True, help="Layers outside of which all widths stay whole."),
         _option("--target-flops", metavar="FRACTION", help=TARGET_HELP),
         _option(
             "--target-params", metavar="FRACTION", help="The same for the number of parameters; both may be given."
@@ -109,6 +116,7 @@ def configured(command: Command) -> Command:
             metavar="SOURCE",
             help="digits (default), imagefolder:PATH, cifar10:DIR, cifar100:DIR or your_pkg.mod:factory.",
         ),
+        _option("--input-size", metavar="N", help="Pixels of the square input (default: what the images are)."),
         _option("--config", metavar="FILE", help="YAML file of settings; options given here override it."),
         _option("--recipe", metavar="NAME", help="How to train: a recipe's name (default quick) or YAML file."),
         _option("--epochs", metavar="N", help="Epochs of training."),
@@ -130,6 +138,11 @@ def written(command: Command) -> Command:
             "--baseline/--no-baseline", help="Train the dense network as well, by the same recipe, to compare with."
         ),
         _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED)."),
+        _option(
+            "--preflight/--no-preflight",
+            default=None,
+            help="Rehearse removal, export and parity before the first epoch (default).",
+        ),
     ]
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), shown(command))
 
@@ -231,20 +244,30 @@ cli.add_command(stage_command("report", "Write summary.md from what the other st
 def inspect(machine: bool, **options: Given) -> None:
     """What of a network can be pruned, what cannot and why, and how small it can become.
 
+    With a target, the removal of a random choice of channels, the export and the parity are tried, too.
+
     \b
     Example:  atopipe inspect --model resnet50
+              atopipe inspect --model convnext_tiny --input-size 224 --target-flops 0.5
     """
-    from atopipe.pipeline.inspection import inspect_model
+    from atopipe.pipeline.inspection import inspect_model, show
 
-    inspection = inspect_model(_configuration({**options, "target_flops": options["target_flops"] or "1"}))
-    click.echo(json.dumps(inspection.as_dict(), indent=2) if machine else inspection.as_text())
+    rehearsed = options["target_flops"] is not None or options["target_params"] is not None
+    config = _configuration(options if rehearsed else {**options, "target_flops": "1"})
+    inspection = inspect_model(config, rehearsed=rehearsed)
+    if machine:
+        click.echo(json.dumps(inspection.as_dict(), indent=2))
+    else:
+        show(inspection)
 
 
 def _configuration(options: dict[str, Given]) -> "Config":
     """File, recipe, environment and command line, in this order."""
-    from atopipe.pipeline.config import FLAGS, load_config
+    from atopipe.pipeline.config import FLAGS, load_config, parse_arguments
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and value != ()}
+    if "model_args" in given:
+        given["model_args"] = parse_arguments(given["model_args"])
     file = given.pop("config", None)
     names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()} | {"recipe": "recipe"}
     return load_config(Path(str(file)) if file else None, {names[name]: value for name, value in given.items()})

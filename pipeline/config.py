@@ -23,6 +23,10 @@ DEFAULT_RECIPE = "quick"
 
 FLAGS: Mapping[str, str] = {
     "model.name": "--model",
+    "model.args": "--model-args",
+    "model.weights": "--weights",
+    "model.keep": "--keep",
+    "model.only": "--only",
     "target_flops": "--target-flops",
     "target_params": "--target-params",
     "recipe.align": "--align",
@@ -30,6 +34,7 @@ FLAGS: Mapping[str, str] = {
     "recipe.precision": "--precision",
     "recipe.compile": "--compile",
     "data.source": "--data",
+    "data.input_size": "--input-size",
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
     "baseline": "--baseline",
@@ -37,8 +42,10 @@ FLAGS: Mapping[str, str] = {
     "device": "--device",
     "threads": "--threads",
     "checkpoint_minutes": "--checkpoint-minutes",
+    "preflight": "--preflight",
 }
-HOW_NOT_WHAT = frozenset({"baseline", "threads", "checkpoint_minutes"})  # settings that leave a run the same run
+# Settings that leave a run the same run.
+HOW_NOT_WHAT = frozenset({"baseline", "threads", "checkpoint_minutes", "preflight"})
 COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
@@ -49,10 +56,16 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """`name`: a torchvision classification builder, or `your_pkg.mod:factory`, called with `args`."""
+    """`name`: what `build_model` knows, called with `args`. `weights`: a file to start from.
+
+    `keep`, `only`: patterns of layers whose widths stay whole, or are the only ones that may not.
+    """
 
     name: str
     args: dict[str, bool | int | float | str | None] = {}
+    weights: str | None = None
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 class DataSettings(Section):
@@ -73,10 +86,9 @@ Target = Annotated[float, Field(gt=0, le=1)] | None
 
 
 class Config(Section):
-    """Everything a run depends on; at least one target.
+    """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
-    `baseline`: train the dense network too, to compare with; `threads` changes how fast a run is; `checkpoint_minutes`:
-    at most so much training is lost. None of them changes which run it is.
+    `baseline`: train the dense network too, to compare with; `checkpoint_minutes`: at most so much training is lost.
     """
 
     model: ModelSettings
@@ -90,6 +102,7 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
     checkpoint_minutes: float = Field(default=10.0, ge=0, le=1440)
+    preflight: bool = True
 
     @property
     def targets(self) -> dict[str, float]:
@@ -119,6 +132,17 @@ def load_config(file: Path | None = None, values: Mapping[str, object] | None = 
     for name, value in given.items():
         raw = _merge(raw, _nested(name, value))
     return parse_config(raw)
+
+
+def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
+    """`width=64` -> {"width": 64}: values as YAML reads them."""
+    arguments = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--model-args is {pair}, but must be NAME=VALUE, e.g. '--model-args width=64'")
+        arguments[name] = yaml.safe_load(value)
+    return arguments
 
 
 def parse_config(raw: Mapping[str, object]) -> Config:

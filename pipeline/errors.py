@@ -55,7 +55,7 @@ class ParityGateFailed(GateFailed):
 
 LEAF_EXIT_CODES: Mapping[str, int] = {
     "atopipe.ato.groups.NoGroupsError": UsageError.exit_code,
-    "atopipe.ato.groups.GraphError": UsageError.exit_code,
+    "atopipe.ato.capture.GraphError": UsageError.exit_code,
     "atopipe.ato.selection.BudgetError": UsageError.exit_code,
     "atopipe.ato.schedule.ScheduleError": UsageError.exit_code,
     "atopipe.ato.structure.StructureError": EXPORT_OR_PARITY,

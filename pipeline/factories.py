@@ -1,10 +1,10 @@
-"""The user's own functions, named on the command line as `your_pkg.mod:factory`."""
+"""The user's own functions, named on the command line as `your_pkg.mod:factory` or `path/to/file.py:factory`."""
 
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +15,16 @@ Factory = Callable[..., object]
 
 
 def is_factory_name(name: str) -> bool:
-    """Whether `name` is two names joined by a colon, the first one with dots or without."""
-    module_name, _, attribute = name.partition(":")
-    return attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))
+    """Whether `name` is two names joined by a colon, the first one with dots or without, or a Python file."""
+    module_name, _, attribute = name.rpartition(":")
+    is_module = _is_file(module_name) or all(part.isidentifier() for part in module_name.split("."))
+    return attribute.isidentifier() and is_module
 
 
 def is_importable(module_name: str) -> bool:
     """Whether the outermost package of `module_name` is installed, or lies in the working directory."""
+    if _is_file(module_name):
+        return Path(module_name).is_file()
     _add_working_directory()
     return find_spec(module_name.partition(".")[0]) is not None
 
@@ -31,8 +34,8 @@ def find_factory(who: str, name: str, returns: str, error: type[AtopipeError]) -
 
     Raises `error` with a sentence about `who`, whose function `returns` what is said there.
     """
-    module_name, _, attribute = name.partition(":")
-    module = _import(who, module_name, error)
+    module_name, _, attribute = name.rpartition(":")
+    module = (_run_file if _is_file(module_name) else _import)(who, module_name, error)
     found = getattr(module, attribute, None)
     if callable(found):
         return found  # type: ignore[no-any-return]  # callable() cannot tell what it returns
@@ -60,6 +63,30 @@ def reason(error: Exception) -> str:
 def written(args: Mapping[str, object]) -> str:
     """The arguments of a call, for a message."""
     return ", ".join(f"{key}={value!r}" for key, value in args.items()) or "no arguments"
+
+
+def _is_file(module_name: str) -> bool:
+    return module_name.endswith(".py")
+
+
+def _run_file(who: str, file: str, kind: type[AtopipeError]) -> ModuleType:
+    """The module in a Python file, which may import its neighbours; a file is run once."""
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise kind(f"{who} does not import: there is no file '{file}'; give the path of a Python file")
+    if str(path) in sys.modules:
+        return sys.modules[str(path)]
+    sys.path.insert(0, str(path.parent))
+    spec = spec_from_file_location(str(path), path)
+    if spec is None or spec.loader is None:
+        raise kind(f"{who} does not import: '{file}' is no Python file; give the path of one")
+    module = sys.modules[str(path)] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # user code may raise anything
+        del sys.modules[str(path)]
+        raise kind(f"{who} does not import: {reason(error)}; repair {file}") from error
+    return module
 
 
 def _add_working_directory() -> None:

@@ -1,27 +1,38 @@
 """What of a network can be pruned: its group sets, what stays whole and why, and how small it can become."""
 
+import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atopipe.ato.recipe import Align
-from atopipe.pipeline.config import Config
+from atopipe.pipeline.config import COST_NAMES, Config
 from atopipe.pipeline.display import QuietDisplay
 from atopipe.pipeline.summary import both_readings, scaled
 from atopipe.pipeline.workspace import Workspace
 
+if TYPE_CHECKING:
+    from atopipe.ato.groups import Groups
+    from atopipe.ato.resources import Cost
+    from atopipe.pipeline.preflight import Rehearsal
+
 
 @dataclass(frozen=True)
 class Set:
-    """A width that can be pruned: `size` groups, removed together from `layers`."""
+    """A width that can be pruned: `size` groups, removed together from `layers`.
+
+    `flops`, `params`: the fraction of the network's that is spent on this width, if the others stay as they are.
+    """
 
     name: str
     size: int
     layers: int
+    flops: float
+    params: float
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A width that stays as it is, and why."""
+    """A width of `size` channels that stays as it is, and why."""
 
     name: str
     size: int
@@ -30,7 +41,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`minimum_flops`: the smallest reachable fraction of the dense network's FLOPs."""
+    """`minimum_flops`, `minimum_params`: the smallest reachable fractions of the dense network's."""
 
     model: str
     input: tuple[int, ...]
@@ -40,44 +51,87 @@ class Inspection:
     params: float
     align: Align
     minimum_flops: float
+    minimum_params: float
+    targets: dict[str, float]
+    rehearsal: "Rehearsal | None"
+    seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def as_text(self) -> str:
-        """A table of the sets, and the totals."""
-        table = [("group set", "groups", "layers"), *((s.name, str(s.size), str(s.layers)) for s in self.sets)]
-        widths = [max(len(line[column]) for line in table) for column in range(3)]
-        lines = [f"{n.ljust(widths[0])}  {g.rjust(widths[1])}  {m.rjust(widths[2])}" for n, g, m in table]
-        lines += [f"{w.name} ({w.size} channels) stays whole: {w.reason}" for w in self.unprunable]
+    def notes(self) -> list[str]:
+        """The totals, what is reachable, what the rehearsal gave, and the time it took."""
         shape = "x".join(map(str, self.input))
         totals = f"{scaled(self.flops)} FLOPs (2 x multiply-accumulates), {scaled(self.params)} parameters"
-        low = f"{self.minimum_flops:.4f} of the dense FLOPs with widths aligned to {self.align}"
-        example = both_readings({"flops": 0.3})
-        return "\n".join(
-            [*lines, "", f"{self.model}, input {shape}: {totals}", f"reachable: {low}", f"target {example}"]
-        )
+        low = f"{self.minimum_flops:.4f} of the FLOPs, {self.minimum_params:.4f} of the parameters"
+        lines = [f"{self.model}, input {shape}: {totals}", f"reachable: {low}, with widths aligned to {self.align}"]
+        lines.append(f"target {both_readings(self.targets if self.rehearsal else {'flops': 0.3})}")
+        if self.rehearsal:
+            lines.append(f"tried with random weights: {self.rehearsal.as_text()}")
+        return [*lines, f"after {self.seconds:.1f} s"]
 
 
-def inspect_model(config: Config) -> Inspection:
-    """Builds and traces the network; raises what building and tracing raise."""
-    from atopipe.ato.probe import find_groups
-    from atopipe.ato.resources import flops, params
-    from atopipe.ato.selection import reachable_minimum
+def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
+    """Builds and reads the network and, if it is to be rehearsed, tries the target; raises what these raise."""
+    from atopipe.ato.resources import COSTS
+    from atopipe.ato.selection import Budget, check_budgets, reachable_minimum
 
     workspace = Workspace(config, QuietDisplay())
     workspace.check_model()
-    model, example = workspace.new_model(), workspace.example
-    groups = find_groups(model, example, workspace.generator())
-    cost = flops(model, groups, example)
+    model, example = workspace.first_model(), workspace.example
+    started = time.perf_counter()
+    groups = workspace.groups(model)
+    costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
+    budgets = [Budget(COST_NAMES[cost], costs[cost], target) for cost, target in config.targets.items()]
     align = config.recipe.align
+    if rehearsed:
+        check_budgets(groups, budgets, align)
     return Inspection(
         model=config.model.name,
         input=tuple(example.shape[1:]),
-        sets=tuple(Set(s.name, s.size, len({member.module for member in s.members})) for s in groups.sets),
+        sets=_sets(groups, costs),
         unprunable=tuple(Whole(u.name, u.size, u.reason) for u in groups.unprunable),
-        flops=cost.dense,
-        params=params(model, groups, example).dense,
+        flops=costs["flops"].dense,
+        params=costs["params"].dense,
         align=align,
-        minimum_flops=reachable_minimum(groups, cost, align),
+        minimum_flops=reachable_minimum(groups, costs["flops"], align),
+        minimum_params=reachable_minimum(groups, costs["params"], align),
+        targets=config.targets,
+        rehearsal=workspace.rehearse(model, groups, budgets) if rehearsed else None,
+        seconds=time.perf_counter() - started,
     )
+
+
+def _sets(groups: "Groups", costs: "dict[str, Cost]") -> tuple[Set, ...]:
+    import torch
+
+    sizes = torch.tensor(groups.sizes, dtype=torch.float64)
+    sets = []
+    for i, group_set in enumerate(groups.sets):
+        without = sizes.clone()
+        without[i] = 0
+        shares = {name: 1 - float(cost.ratio(without)) for name, cost in costs.items()}
+        sets.append(Set(group_set.name, group_set.size, len({m.module for m in group_set.members}), **shares))
+    return tuple(sets)
+
+
+def show(inspection: Inspection) -> None:
+    """Prints the sets as a table, what stays whole, and the totals."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("group set", no_wrap=True)
+    for heading in ("groups", "layers", "FLOPs", "parameters"):
+        table.add_column(heading, justify="right")
+    for s in inspection.sets:
+        table.add_row(Text(s.name), str(s.size), str(s.layers), f"{100 * s.flops:.1f} %", f"{100 * s.params:.1f} %")
+    console.print(table)
+    for width in inspection.unprunable:
+        line = f"{width.name} ({width.size} channels) stays whole: {width.reason}"
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+    for line in ("", *inspection.notes()):
+        console.print(line, markup=False, soft_wrap=True)

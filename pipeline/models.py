@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classifiers, those for small images, and the user's own `your_pkg.mod:factory`.
+"""Networks by name: of torchvision, for small images, of timm, and the user's own `your_pkg.mod:factory`.
 
 Weights are always freshly initialised, from torch's global random state: seed it before.
 """
@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from atopipe.pipeline import cifar_networks
-from atopipe.pipeline.errors import UsageError
+from atopipe.pipeline.errors import MissingError, UsageError
 from atopipe.pipeline.factories import accepted, find_factory, is_factory_name, reason, written
 from atopipe.pipeline.nearest import did_you_mean
 
 # These two return a tuple while they train, unless told not to, and warn about their future initialisation.
 WITHOUT_AUXILIARY_HEADS: Mapping[str, object] = {"aux_logits": False, "init_weights": True}
+TIMM = "timm/"
 BUILDER_ARGS: Mapping[str, Mapping[str, object]] = {
     "googlenet": WITHOUT_AUXILIARY_HEADS,
     "inception_v3": WITHOUT_AUXILIARY_HEADS,
@@ -34,10 +35,11 @@ def model_names() -> tuple[str, ...]:
 def build_model(name: str, num_classes: int, args: Mapping[str, object] | None = None) -> nn.Module:
     """The network `name` with `num_classes` logits; `args` go to its builder.
 
-    `name` is one of `model_names`, or `your_pkg.mod:factory`, importable from the working directory too. A factory is
-    given `num_classes` where it takes it. Raises ModelError.
+    `name` is one of `model_names`, `timm/` and a name of timm's, `your_pkg.mod:factory`, importable from the working
+    directory too, or `path/to/file.py:factory`. A factory is given `num_classes` where it takes it. Raises ModelError,
+    or MissingError where timm is not installed.
     """
-    build = _from_factory if ":" in name else _by_name
+    build = _from_timm if name.startswith(TIMM) else _from_factory if ":" in name else _by_name
     return build(name, dict(args or {}), {"num_classes": num_classes})
 
 
@@ -56,12 +58,29 @@ def _builder(name: str) -> Callable[..., object]:
     return builder
 
 
+def _from_timm(name: str, args: Mapping[str, object], classes: Mapping[str, object]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingError(
+            f"model '{name}' needs timm, which cannot be imported ({reason(error)}): pip install 'atopipe[timm]'"
+        ) from error
+    known, wanted = timm.list_models(), name.removeprefix(TIMM)
+    if wanted not in known:
+        raise ModelError(f"unknown model '{name}': {did_you_mean(wanted, known) or 'see timm.list_models()'}")
+    return _call(f"model '{name}'", timm.create_model, {"model_name": wanted, "pretrained": False, **args, **classes})
+
+
 def _from_factory(name: str, args: Mapping[str, object], classes: Mapping[str, object]) -> nn.Module:
     if not is_factory_name(name):
-        raise ModelError(f"model '{name}' is not a factory name: write it as your_pkg.mod:factory")
+        raise ModelError(f"model '{name}' is not a factory name: write it as your_pkg.mod:factory or net.py:factory")
     who = f"model factory '{name}'"
     factory = find_factory(who, name, "a torch.nn.Module", ModelError)
-    return _call(who, factory, {**args, **accepted(factory, classes)})
+    model = _call(who, factory, {**args, **accepted(factory, classes)})
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} - {"cpu"}
+    if devices:
+        raise ModelError(f"{who} built its network on {min(devices)}: build it on cpu; --device moves it")
+    return model
 
 
 def _call(who: str, builder: Callable[..., object], args: Mapping[str, object]) -> nn.Module:

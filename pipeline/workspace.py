@@ -1,18 +1,23 @@
 """What the stages of one process share: device, data, network. Loaded once, when first asked for."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.display import Display
 from atopipe.pipeline.distributed import replicated, this_job
-from atopipe.pipeline.errors import MissingError
+from atopipe.pipeline.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from atopipe.ato.execution import Execution, Forward
+    from atopipe.ato.groups import Groups
+    from atopipe.ato.selection import Budget
+    from atopipe.pipeline.preflight import Rehearsal
     from atopipe.pipeline.splits import Data
 
 
@@ -114,6 +119,52 @@ class Workspace:
 
         torch.manual_seed(self.config.seed)
         return build_model(self.config.model.name, len(self.data.labels), self.config.model.args)
+
+    def first_model(self) -> "nn.Module":
+        """The network as training starts from it: with the weights of the configuration's file, if it names one."""
+        from atopipe.pipeline.weights import load_weights
+
+        model, settings = self.new_model(), self.config.model
+        if settings.weights:
+            note = load_weights(model, Path(settings.weights), len(self.data.labels))
+            self.display.say(f"weights {note}")
+        return model
+
+    def groups(self, model: "nn.Module") -> "Groups":
+        """What of the network may be pruned and what the configuration selects; refusals name the network."""
+        from atopipe.ato.capture import GraphError
+        from atopipe.ato.groups import NoGroupsError
+        from atopipe.ato.probe import find_groups
+        from atopipe.pipeline.choice import choose
+
+        settings = self.config.model
+        try:
+            found = find_groups(model, self.example, self.generator())
+        except (GraphError, NoGroupsError) as error:
+            raise UsageError(f"model '{settings.name}' cannot be pruned: {error}") from error
+        return choose(found, model, keep=settings.keep, only=settings.only)
+
+    def rehearse(self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "Rehearsal":
+        """Removal, export and parity with random weights and masks; UsageError where they do not work."""
+        import torch
+
+        from atopipe.ato.shrink import LossyError
+        from atopipe.export.onnx import ExportError
+        from atopipe.pipeline.preflight import rehearse
+        from atopipe.validate.parity import ParityError
+
+        align, generator, name = self.config.recipe.align, self.generator(4), self.config.model.name
+        try:
+            with torch.random.fork_rng(devices=[]):  # a run with a rehearsal draws what one without draws
+                rehearsal = rehearse(model, groups, budgets, self.example, align=align, generator=generator)
+        except (LossyError, ExportError, ParityError) as error:
+            raise UsageError(f"model '{name}' cannot be delivered: {error}") from error
+        if not rehearsal.passed:
+            raise UsageError(
+                f"model '{name}' cannot be delivered: with random weights ONNX Runtime's logits differ from torch's by "
+                f"{rehearsal.parity:.1e} of their size, more than {rehearsal.tolerance:g}; go on with --no-preflight"
+            )
+        return rehearsal
 
     def generator(self, offset: int = 0) -> "torch.Generator":
         """A CPU generator of the run's seed; an `offset` gives a stream of its own, unlike that of any other seed."""

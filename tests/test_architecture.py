@@ -15,7 +15,7 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.
 
 # Heavy or replaceable libraries, and the only files that may import them.
 CONFINED = {
-    "torch_pruning": {"ato/groups.py"},
+    "torch_pruning": {"ato/dependencies.py"},
     "onnx": {"export/onnx.py"},
     "torch.onnx": {"export/onnx.py"},
     "onnxruntime": {"validate/session.py"},

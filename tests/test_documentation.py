@@ -127,7 +127,8 @@ def test_a_mentioned_command_and_its_options_exist(mention: str) -> None:
     command: click.Command = cli.cli
     if not words[0].startswith("-"):
         command = cli.cli.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    options = [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
+    known = {*options, "--help"}
     assert {word for word in words if word.startswith("--")} <= known
 
 

@@ -24,7 +24,7 @@ def run(context: Context) -> dict[str, float]:
 
     workspace = context.workspace
     workspace.check_model()
-    model = workspace.new_model()
+    model = workspace.first_model()
     execution = workspace.execution(model)
     context.display.say("dense   the same training without pruning, for comparison")
     with checkpointed(context) as keeper:

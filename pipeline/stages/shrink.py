@@ -18,12 +18,11 @@ PROOF_IMAGES = 16
 
 def run(context: Context) -> dict[str, float]:
     from atopipe.ato.groups import Groups
-    from atopipe.ato.probe import find_groups
     from atopipe.ato.resources import flops, params
     from atopipe.ato.shrink import prove_lossless, shrink
 
     workspace, model = context.workspace, load_trained(context)
-    groups = find_groups(workspace.new_model(), workspace.example, workspace.generator())
+    groups = workspace.groups(workspace.new_model())
     mask = load_mask(context, groups)
     small, structure = shrink(model, groups, mask)
     proof = prove_lossless(model, groups, mask, small, workspace.images(PROOF_IMAGES), workspace.generator(3))

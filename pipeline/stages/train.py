@@ -25,7 +25,6 @@ NAMED = 2  # unprunable widths that are named before training; `atopipe inspect`
 
 
 def run(context: Context) -> dict[str, float]:
-    from atopipe.ato.probe import find_groups
     from atopipe.ato.resources import COSTS
     from atopipe.ato.selection import Budget
     from atopipe.ato.trainer import train
@@ -33,14 +32,16 @@ def run(context: Context) -> dict[str, float]:
     config, workspace = context.config, context.workspace
     workspace.check_model()
     batches = train_batches(context)  # refused before the network is traced if they are too large
-    model = workspace.new_model()
-    groups = find_groups(model, workspace.example, workspace.generator())
+    model = workspace.first_model()
+    groups = workspace.groups(model)
     budgets = [
         Budget(COST_NAMES[cost], COSTS[cost](model, groups, workspace.example), target)
         for cost, target in config.targets.items()
     ]
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets)}")
+    if config.preflight:
+        context.display.say(f"tried   {workspace.rehearse(model, groups, budgets).as_text()}")
 
     execution = workspace.execution(model)
     with checkpointed(context) as keeper:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.ato.groups import GraphError, NoGroupsError, deadline, trace_groups
+from atopipe.ato.capture import GraphError
+from atopipe.ato.groups import NoGroupsError
+from atopipe.ato.limits import limits
 from atopipe.ato.masking import masked
 from atopipe.ato.probe import find_groups
 from atopipe.ato.shrink import shrink
@@ -49,8 +51,10 @@ def test_every_channel_but_the_logits_is_prunable_in_supported_networks(
     assert [(u.name, u.reason) for u in groups.unprunable] == [("head", "it is the network's output")]
 
 
-def test_the_residual_stream_is_one_set_with_all_its_layers(residual: nn.Module, example: Tensor) -> None:
-    stream = next(s for s in trace_groups(residual, example).sets if s.size == 16)
+def test_the_residual_stream_is_one_set_with_all_its_layers(
+    residual: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    stream = next(s for s in find_groups(residual, example, generator).sets if s.size == 16)
     holders = {m.module for m in stream.members if m.axis == "out"}
     readers = {m.module for m in stream.members if m.axis == "in"}
     assert holders == {"stem.0", "stem.1", "outer.0.0", "outer.0.1", "outer.1.0", "outer.1.1"}
@@ -141,9 +145,11 @@ def test_a_network_without_logits_is_refused(example: Tensor, generator: torch.G
         find_groups(nn.Conv2d(3, 4, 3), example, generator)
 
 
-def test_tracing_stops_at_its_deadline() -> None:
-    with pytest.raises(TimeoutError, match="it takes longer than 1 s"), deadline(1):
+def test_work_stops_at_its_limits_of_time_and_memory() -> None:
+    with pytest.raises(TimeoutError, match="it takes longer than 1 s"), limits(1, 4):
         time.sleep(60)
+    with pytest.raises(MemoryError, match=r"it needs more than 0\.1 GiB"), limits(60, 0.1):
+        [bytearray(2**20) + bytearray(time.sleep(0.002) or 0) for _ in range(1000)]
 
 
 def test_discovery_draws_nothing_from_the_global_generator(

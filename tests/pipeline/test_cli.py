@@ -70,7 +70,11 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
             2,
             "atopipe: unknown command 'dance': choose one of export, inspect, report, run, shrink, train, validate",
         ),
-        (["run", "--modell", "x"], 2, "atopipe: unknown option '--modell': did you mean --model?"),
+        (
+            ["run", "--modell", "x"],
+            2,
+            "atopipe: unknown option '--modell': did you mean --model or --model-args?",
+        ),
         (
             ["run", "--target-flop=0.3"],
             2,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atopipe.pipeline.errors import UsageError
+from atopipe.pipeline.errors import MissingError, UsageError
 from atopipe.pipeline.models import ModelError, build_model, model_names
 
 FACTORIES = """
@@ -142,4 +142,37 @@ def test_factory_that_cannot_be_used_is_named_with_the_remedy(user_module: str, 
 
 @pytest.mark.parametrize("name", [":net", "module:", "module:a.b"])
 def test_name_that_is_no_factory_name(name: str) -> None:
-    assert message_of(name) == f"model '{name}' is not a factory name: write it as your_pkg.mod:factory"
+    remedy = "write it as your_pkg.mod:factory or net.py:factory"
+    assert message_of(name) == f"model '{name}' is not a factory name: {remedy}"
+
+
+def test_a_file_is_a_factorys_module_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside.py").write_text("WIDTH = 9")
+    (tmp_path / "my net.py").write_text(f"from beside import WIDTH\n{FACTORIES}\nwide = lambda: nn.Linear(12, WIDTH)")
+    monkeypatch.chdir(tmp_path.parent)
+    for path in (f"{tmp_path.name}/my net.py", str(tmp_path / "my net.py")):
+        assert build_model(f"{path}:wide", 5)(torch.zeros(1, 12)).shape == (1, 9)
+    (tmp_path / "torn.py").write_text("1 +")
+    assert message_of(f"{tmp_path}/torn.py:net").startswith(
+        f"model factory '{tmp_path}/torn.py:net' does not import: SyntaxError: invalid syntax"
+    )
+    for name in ("beside", str(tmp_path / "my net.py")):
+        del sys.modules[name]
+
+
+def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingError) as caught:
+        build_model("timm/resnet18", 10)
+    assert str(caught.value).startswith("model 'timm/resnet18' needs timm, which cannot be imported (")
+    assert str(caught.value).endswith("): pip install 'atopipe[timm]'")
+
+
+def test_models_of_timm_are_built_by_name() -> None:
+    pytest.importorskip("timm")
+    assert build_model("timm/convnext_atto", 7, {"drop_path_rate": 0.1}).eval()(torch.zeros(1, 3, 32, 32)).shape == (
+        1,
+        7,
+    )
+    assert message_of("timm/convnext_ato").startswith("unknown model 'timm/convnext_ato': did you mean convnext_atto")

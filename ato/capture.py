@@ -1,0 +1,132 @@
+"""What every module of a network is called with, seen in one run that computes nothing."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class GraphError(Exception):
+    """The network's channels cannot be followed from layer to layer."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a module's first call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> Any:
+        """What the module returns when `change` is applied to every tensor it is called with."""
+        arguments = _map(change, self.args)
+        return module(*arguments, **_map(change, dict(self.kwargs)))
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A copy of a network for tracing, in evaluation mode, and the first call of every module that ran, by name."""
+
+    model: nn.Module
+    calls: Mapping[str, Call]
+
+
+def trace_twin(model: nn.Module, example: Tensor) -> Twin:
+    """A twin without values where the network runs without them, else one with values; `model` is not modified.
+
+    `example`: one image [1, C, H, W]. Raises GraphError unless that gives logits [1, classes].
+    """
+    try:
+        twin = weightless_twin(model)
+        output, calls = capture_calls(twin, Call((torch.zeros(example.shape, device="meta"),), {}))
+    except Exception:  # it looks at values, or holds tensors that are no buffers: then it must run for real
+        twin = copy.deepcopy(model).cpu().float().eval()
+        output, calls = _run(twin, torch.zeros(example.shape))
+    _require_logits(type(model).__name__, output)
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return Twin(twin, calls)
+
+
+def weightless_twin(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose tensors have shapes and no values (device "meta"): it takes no time, no memory.
+
+    Tensors that are neither parameters nor buffers stay what they are.
+    """
+    empty: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        values = torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        empty[id(tensor)] = nn.Parameter(values, values.is_floating_point()) if is_parameter else values.detach()
+    return copy.deepcopy(model, empty).eval()
+
+
+def capture_calls(model: nn.Module, call: Call) -> tuple[Any, dict[str, Call]]:
+    """The network's output, and the first call of each of its modules, detached from the graph of gradients."""
+    calls: dict[str, Call] = {}
+
+    def capture(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name not in calls:
+                calls[name] = Call(_map(_kept, args), _map(_kept, kwargs))
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(capture(name), with_kwargs=True) for name, m in model.named_modules()]
+    try:
+        return call.run(model, Tensor.detach), calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Layers that work in place must not change what was captured."""
+    return tensor.detach().clone()
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors(part)
+
+
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nested value with every tensor changed; what is neither container nor tensor stays."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) is dict:
+        return {key: _map(change, part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_map(change, part) for part in value)
+    return value
+
+
+def _run(model: nn.Module, image: Tensor) -> tuple[Any, dict[str, Call]]:
+    name = type(model).__name__
+    try:
+        return capture_calls(model, Call((image,), {}))
+    except Exception as error:  # whatever the network's code raises
+        first_line = next(iter(str(error).splitlines()), "no message")
+        raise GraphError(
+            f"{name} does not run on an image of shape {list(image.shape[1:])} ({type(error).__name__}: {first_line}); "
+            "choose another --input-size or another model"
+        ) from error
+
+
+def _require_logits(name: str, output: Any) -> None:
+    """Raises GraphError unless one image gave one tensor of logits."""
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        what = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise GraphError(
+            f"{name} returns {what}, but must return logits [images, classes]; wrap it in a module that does"
+        )
