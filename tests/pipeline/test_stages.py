@@ -180,7 +180,8 @@ def test_a_long_recipe_can_be_tried_on_few_images(work: Path, recipe: str) -> No
     model = ["--model", "tiny_for_stages:Net", "--target-flops", "0.5", "--recipe", recipe]
     assert cli.main(["train", *model, *few, "--output", recipe]) == 0
     history = json.loads((work / recipe / "stages/train/history.json").read_text())
-    assert [record["phase"] for record in history] == ["dense", "search", "decay", "small"]
+    phases = [record["phase"] for record in history]
+    assert (phases[0], phases[-1]) == ("dense", "small")
     assert history[-1]["flops_kept"] <= 0.5
 
 
