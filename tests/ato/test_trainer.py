@@ -102,7 +102,7 @@ def test_it_learns(residual: nn.Module) -> None:
 def test_history_tells_the_phases_and_the_budget(residual: nn.Module) -> None:
     trained, groups, cost = run(residual)
     assert [record.epoch for record in trained.history] == [1, 2, 3, 4, 5, 6]
-    assert [record.phase for record in trained.history] == ["dense", "search", "search", "decay", "small", "small"]
+    assert [record.phase for record in trained.history] == ["dense", "search", "search", "small", "small", "small"]
     assert trained.history[1].flops_kept <= 1.0
     assert trained.history[-1].flops_kept == float(cost.ratio(groups.widths(trained.mask)))
 
