@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.run_directory import RunDirectory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # adds options to a command
 Given = str | bool | None  # what an option came with; None where it was left out
 
 TARGET_HELP = (
@@ -131,6 +132,22 @@ def written(command: Command) -> Command:
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), shown(command))
 
 
+def gated(command: Command) -> Command:
+    """The options that say what the delivered network must reach."""
+    options = [
+        _option(
+            "--max-accuracy-drop",
+            metavar="FRACTION",
+            help="Top-1 at most so far below the dense network's (0.01: one point); needs --baseline.",
+        ),
+        _option("--min-accuracy", metavar="FRACTION", help="Top-1 of the ONNX file at least this."),
+        _option("--min-speedup", metavar="TIMES", help="At least so many times as fast as the dense network."),
+        _option("--max-latency-ms", metavar="MS", help="Median latency of one image at most this."),
+        _option("--max-size-mb", metavar="MB", help="The ONNX file at most so large, in millions of bytes."),
+    ]
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
 def shown(command: Command) -> Command:
     """The options that say what is printed and what is done again."""
     options = [
@@ -151,6 +168,7 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 
 @cli.command()
 @configured
+@gated
 @written
 def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
     """Train, shrink, export, validate and report, in one go; complete stages are skipped.
@@ -198,28 +216,40 @@ def _start(
     _execute(names, run, display, force=force, machine=machine)
 
 
-def stage_command(name: str, summary: str) -> click.Command:
-    """A command that runs one later stage on an existing run directory."""
+def stage_command(name: str, summary: str, options: Options = lambda command: command) -> click.Command:
+    """A command that runs one later stage on an existing run directory; its `options` change the run's settings."""
 
     @click.argument("run_dir", type=click.Path(path_type=Path))
+    @options
     @shown
-    def command(run_dir: Path, machine: bool, quiet: bool, force: bool) -> None:
+    def command(run_dir: Path, machine: bool, quiet: bool, force: bool, **settings: Given) -> None:
         from atopipe.pipeline.display import open_display
-        from atopipe.pipeline.run_directory import RunDirectory
 
         if this_job().rank > 0:
             return
         display = open_display(quiet=quiet, machine=machine)
-        _execute([name], RunDirectory.open(run_dir), display, force=force, machine=machine)
+        _execute([name], _opened(run_dir, settings), display, force=force, machine=machine)
 
     text = f"{summary}\n\n\b\nExample:  atopipe {name} runs/first"
     return click.command(name, help=text)(command)
 
 
+def _opened(root: Path, settings: dict[str, Given]) -> "RunDirectory":
+    """The run in `root`, its configuration changed where a setting is given."""
+    from atopipe.pipeline.run_directory import RunDirectory
+
+    run = RunDirectory.open(root)
+    if all(value is None for value in settings.values()):
+        return run
+    return RunDirectory.create(root, _configuration({**settings, "config": str(root / "config.yaml")}))
+
+
 cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
 cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
-cli.add_command(stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates."))
-cli.add_command(stage_command("report", "Write summary.md from what the other stages measured."))
+cli.add_command(
+    stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
+)
+cli.add_command(stage_command("report", "Write summary.md and junit.xml from what the other stages measured."))
 
 
 @cli.command()
@@ -263,6 +293,7 @@ def _execute(
     names: Sequence[str] | None, run: "RunDirectory", display: "Display", *, force: bool, machine: bool
 ) -> None:
     """Runs those stages, or all, shows what came out, and raises what the gates say."""
+    from atopipe.pipeline.build_server import append_step_summary
     from atopipe.pipeline.runner import execute, execute_together
     from atopipe.pipeline.stages import stages_of
     from atopipe.pipeline.stages.report import summary_of
@@ -281,7 +312,9 @@ def _execute(
         click.echo(json.dumps(run.metrics(known), indent=2))
     done = {stage.NAME for stage in chosen}
     if "report" in done:
-        display.closing(summary_of(run))
+        summary = summary_of(run)
+        display.closing(summary)
+        append_step_summary(summary.as_markdown())
     if "validate" in done:
         raise_verdict(run)
 

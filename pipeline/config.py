@@ -33,6 +33,11 @@ FLAGS: Mapping[str, str] = {
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
     "baseline": "--baseline",
+    "gates.max_accuracy_drop": "--max-accuracy-drop",
+    "gates.min_accuracy": "--min-accuracy",
+    "gates.min_speedup": "--min-speedup",
+    "gates.max_latency_ms": "--max-latency-ms",
+    "gates.max_size_mb": "--max-size-mb",
     "seed": "--seed",
     "device": "--device",
     "threads": "--threads",
@@ -67,14 +72,31 @@ class ValidationSettings(Section):
     latency_s: float = Field(default=10.0, gt=0, le=3600)
 
 
+Limit = Annotated[float, Field(gt=0)] | None
+
+
+class GateSettings(Section):
+    """What the delivered model must reach, on the bad end of the measurement's interval; None: reported, not demanded.
+
+    `max_accuracy_drop`: top-1 below the dense network's, as a fraction; `min_speedup`: dense latency over shrunk;
+    `max_size_mb`: of the ONNX file, in 1e6 bytes.
+    """
+
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_speedup: Limit = None
+    max_latency_ms: Limit = None
+    max_size_mb: Limit = None
+
+
 Target = Annotated[float, Field(gt=0, le=1)] | None
 
 
 class Config(Section):
     """Everything a run depends on; at least one target.
 
-    `baseline`: train the dense network too, to compare with; `threads` changes how fast a run is. Neither changes which
-    run it is.
+    `baseline`: train the dense network too, to compare with; `gates`: what must be reached; `threads` changes how fast
+    a run is. None of them changes which run it is.
     """
 
     model: ModelSettings
@@ -84,6 +106,7 @@ class Config(Section):
     recipe: Recipe = Recipe()
     baseline: bool = False
     validation: ValidationSettings = ValidationSettings()
+    gates: GateSettings = GateSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
@@ -100,7 +123,7 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
-        return {key: value for key, value in self.resolved().items() if key not in ("baseline", "threads")}
+        return {key: value for key, value in self.resolved().items() if key not in ("baseline", "gates", "threads")}
 
     def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
         """The part of the configuration with these names: what a stage depends on."""
@@ -128,6 +151,8 @@ def parse_config(raw: Mapping[str, object]) -> Config:
         raise UsageError(_sentence(error.errors()[0])) from None
     if not config.targets:
         raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
+    if config.gates.max_accuracy_drop is not None and not config.baseline:
+        raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
     return config
 
 
@@ -247,6 +272,8 @@ def _allowed(path: str, error: ErrorDetails) -> str:
     ranges = {
         "data.input_size": "a whole number of pixels from 8 to 4096",
         "data.val_fraction": "a number between 0 and 1",
+        "gates.max_accuracy_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
+        "gates.min_accuracy": "a number above 0 and at most 1: 0.9 asks for a top-1 of 90 %",
         "validation.latency_s": "a number of seconds above 0 and at most 3600",
         "recipe.align": "auto or a whole number of channels",
         "seed": "a whole number from 0 to 4294967295",

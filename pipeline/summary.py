@@ -13,6 +13,13 @@ GATES: Mapping[str, str] = {
     "params.ratio": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",
 }
+CHOSEN_GATES: Mapping[str, str] = {
+    "accuracy.drop": "accuracy below dense",
+    "accuracy.onnx": "accuracy",
+    "latency.speedup": "speed-up",
+    "latency.shrunk_p50_ms": "latency in ms",
+    "size.shrunk_mb": "ONNX file in MB",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,14 @@ def summarise(
 
 def _verdict(gate: Mapping[str, Any]) -> Verdict:
     measured = "not measured" if gate["value"] is None else f"{gate['value']:.3g}"
-    return Verdict(GATES.get(gate["name"], gate["name"]), gate["outcome"], f"{measured}, {gate['limit']}")
+    interval = f" [{gate['low']:.3g}, {gate['high']:.3g}]" if "low" in gate else ""
+    doubt = f"; {gate['doubt']}" if "doubt" in gate else ""
+    return Verdict(gate_title(gate["name"]), gate["outcome"], f"{measured}{interval}, {gate['limit']}{doubt}")
+
+
+def gate_title(name: str) -> str:
+    """The words for a gate, as the closing table has them."""
+    return {**GATES, **CHOSEN_GATES}.get(name, name)
 
 
 def both_readings(targets: Mapping[str, float]) -> str:
