@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, helper, shape_inference
+from numpy.typing import NDArray
+from onnx import ModelProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
 OPSET = 18
@@ -82,6 +84,13 @@ def export_onnx(
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the text which `export_onnx` stored in the file."""
     return {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
+
+
+def save_test_data(folder: Path, images: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+    """Write what goes into a model and should come out, as ONNX Runtime's test runner reads it."""
+    folder.mkdir(parents=True)
+    for name, file, array in (("images", "input_0.pb", images), ("logits", "output_0.pb", logits)):
+        (folder / file).write_bytes(numpy_helper.from_array(array, name).SerializeToString(deterministic=True))
 
 
 def local_folders() -> tuple[str, ...]:

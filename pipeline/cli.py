@@ -171,7 +171,7 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 @gated
 @written
 def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
-    """Train, shrink, export, validate and report, in one go; complete stages are skipped.
+    """Train, shrink, export, validate, bundle and report, in one go; complete stages are skipped.
 
     \b
     Example:  atopipe run --model resnet50 --target-flops 0.3
@@ -249,7 +249,33 @@ cli.add_command(stage_command("export", "Write model.onnx and, for comparison, d
 cli.add_command(
     stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
 )
-cli.add_command(stage_command("report", "Write summary.md and junit.xml from what the other stages measured."))
+cli.add_command(stage_command("bundle", "Pack the model with all that a device needs, and replay it without torch."))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--add", type=click.Path(path_type=Path), metavar="FILE", help="What the bundle's infer.py --bench --json printed."
+)
+@shown
+def report(run_dir: Path, add: Path | None, machine: bool, quiet: bool, force: bool) -> None:
+    """Write summary.md and junit.xml from what the other stages and, with --add, other machines measured.
+
+    \b
+    Example:  atopipe report runs/first
+              atopipe report runs/first --add device.json
+    """
+    from atopipe.pipeline.devices import add_device
+    from atopipe.pipeline.display import open_display
+    from atopipe.pipeline.run_directory import RunDirectory
+
+    if this_job().rank > 0:
+        return
+    run = RunDirectory.open(run_dir)
+    if add:
+        add_device(run, add)
+    display = open_display(quiet=quiet, machine=machine)
+    _execute(["report"], run, display, force=force or add is not None, machine=machine)
 
 
 @cli.command()

@@ -51,11 +51,13 @@ class Summary:
     targets: Mapping[str, float]
     model: str
     seconds: float
+    devices: tuple[str, ...] = ()  # what other machines found, a line each
 
     def notes(self) -> tuple[str, ...]:
         return (
             f"target  {both_readings(self.targets)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
+            *(f"device  {line}" for line in self.devices),
         )
 
     def as_text(self) -> str:

@@ -1,10 +1,12 @@
 """Say what came out: summary.md for people, junit.xml for build servers, and what the closing table shows."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from atopipe.pipeline.build_server import junit
 from atopipe.pipeline.config import TARGETS
+from atopipe.pipeline.devices import devices_of
 from atopipe.pipeline.run_directory import RunDirectory, write_text
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline
@@ -42,4 +44,5 @@ def summary_of(run: RunDirectory) -> Summary:
     seconds = sum(result.seconds for result in results)
     model = run.artifact("export", "model.onnx")
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
-    return summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
+    summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
+    return replace(summary, devices=tuple(device.sentence() for device in devices_of(run)))

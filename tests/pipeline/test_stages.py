@@ -48,6 +48,10 @@ validation: {latency_s: 0.2}
 threads: 1
 device: cpu
 """
+BUNDLE = (
+    *("model.onnx", "labels.txt", "preprocess.json", "infer.py", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
+    *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
+)
 CHAIN = [stage.NAME for stage in STAGES if stage is not baseline]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
@@ -86,6 +90,9 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
         *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "result.json")),
         *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "flips.json", "result.json")),
+        *(f"bundle/{name}" for name in BUNDLE),
+        *(f"stages/bundle/bundle/{name}" for name in BUNDLE),
+        *("bundle.zip", "stages/bundle/bundle.zip", "stages/bundle/result.json"),
         *(f"stages/report/{name}" for name in ("summary.md", "junit.xml", "result.json")),
     }
 
@@ -157,7 +164,7 @@ def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFix
     again = ["run", "--config", "config.yaml", "--output", "compared"]
     assert cli.main([*again, "--baseline"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("unchanged, skipped") == len(CHAIN) - 2  # the networks are compared, the report written anew
+    assert shown.count("unchanged, skipped") == len(CHAIN) - 3  # compared, packed and reported anew
     metrics = json.loads((work / "compared/metrics.json").read_text())
     dense, pruned = (
         json.loads((work / f"compared/stages/{stage}/history.json").read_text()) for stage in ("baseline", "train")
