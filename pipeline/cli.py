@@ -259,7 +259,7 @@ cli.add_command(stage_command("bundle", "Pack the model with all that a device n
 )
 @shown
 def report(run_dir: Path, add: Path | None, machine: bool, quiet: bool, force: bool) -> None:
-    """Write summary.md and junit.xml from what the other stages and, with --add, other machines measured.
+    """Write report.html, summary.md and junit.xml from what the stages and, with --add, other machines measured.
 
     \b
     Example:  atopipe report runs/first

@@ -33,6 +33,7 @@ HEAVY = (
     "scipy",
     "PIL",
     "safetensors",
+    "jinja2",
 )
 
 

@@ -1,10 +1,14 @@
-"""Write the small network as model.onnx, and the same architecture at full width as dense.onnx for comparison."""
+"""Write the small network as model.onnx, and the same architecture at full width as dense.onnx for comparison.
+
+Leaves these two and layers.json, the FLOPs of every layer in both.
+"""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.networks import load_shrunk
+from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:
@@ -17,8 +21,13 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 def run(context: Context) -> dict[str, float]:
+    from atopipe.export.onnx import layer_flops
+
     small = _write(context, load_shrunk(context), context.folder / "model.onnx")
     dense = _write(context, context.workspace.new_model().eval(), context.folder / "dense.onnx")
+    before, after = (layer_flops(context.folder / name) for name in ("dense.onnx", "model.onnx"))
+    layers = [{"name": name, "dense": count, "shrunk": after.get(name, 0)} for name, count in before.items()]
+    write_json(context.folder / "layers.json", layers)
     return {"size.shrunk_bytes": small, "size.dense_bytes": dense}
 
 

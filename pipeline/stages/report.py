@@ -1,4 +1,4 @@
-"""Say what came out: summary.md for people, junit.xml for build servers, and what the closing table shows."""
+"""Say what came out: report.html and summary.md for people, junit.xml for build servers, and the closing table."""
 
 import json
 from dataclasses import replace
@@ -13,15 +13,19 @@ from atopipe.pipeline.stages import baseline
 from atopipe.pipeline.summary import Summary, summarise
 
 NAME = "report"
-INPUTS = ("train", "baseline", "shrink", "export", "validate")
+SUMMARISED = ("train", "baseline", "shrink", "export", "validate")
+INPUTS = (*SUMMARISED, "bundle")
 SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed")
-LIBRARIES: tuple[str, ...] = ()
+LIBRARIES = ("jinja2",)
 
 
 def run(context: Context) -> dict[str, float]:
+    from atopipe.pipeline.page import render
+
     summary = summary_of(context.run)
     files = {
         "summary.md": summary.as_markdown(),
+        "report.html": render(context.run, summary),
         "junit.xml": junit(summary.title, gates_of(context.run), summary.seconds),
     }
     for name, content in files.items():
@@ -38,7 +42,7 @@ def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 def summary_of(run: RunDirectory) -> Summary:
     """The summary of a run whose stages up to validate are complete."""
-    names = [name for name in INPUTS if name != baseline.NAME or baseline.is_wanted(run.config)]
+    names = [name for name in SUMMARISED if name != baseline.NAME or baseline.is_wanted(run.config)]
     results = [result for name in names if (result := run.result(name))]
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     seconds = sum(result.seconds for result in results)

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,38 +17,18 @@ from atopipe.pipeline.bundle import infer
 from atopipe.pipeline.images import Preprocessing, preprocess
 from atopipe.pipeline.run_directory import sha256_file
 
-NET = """
-from torch import nn
-
-def net(num_classes):
-    body = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, num_classes))
-"""
-CONFIG = """
-model: tiny_for_bundle:net
-target_flops: 0.6
-recipe: {epochs: 1, batch_size: 128, align: 1}
-validation: {latency_s: 0.1}
-threads: 1
-device: cpu
-"""
 NO_TORCH = (
     "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with one complete run in `out`."""
-    folder, before, path = tmp_path_factory.mktemp("bundle"), Path.cwd(), sys.path.copy()
-    (folder / "tiny_for_bundle.py").write_text(NET)
-    (folder / "config.yaml").write_text(CONFIG)
-    os.chdir(folder)
-    assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
-    yield folder
-    os.chdir(before)
-    sys.path[:] = path
+@pytest.fixture
+def work(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the complete run, as the working directory."""
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return finished
 
 
 @pytest.fixture

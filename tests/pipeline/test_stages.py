@@ -82,18 +82,18 @@ def metrics(work: Path) -> dict[str, float]:
 def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
     left = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
     assert left == {
-        *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md", "junit.xml"),
+        *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md", "junit.xml", "report.html"),
         *(
             f"stages/train/{name}"
             for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
-        *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "result.json")),
+        *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "layers.json", "result.json")),
         *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "flips.json", "result.json")),
         *(f"bundle/{name}" for name in BUNDLE),
         *(f"stages/bundle/bundle/{name}" for name in BUNDLE),
         *("bundle.zip", "stages/bundle/bundle.zip", "stages/bundle/result.json"),
-        *(f"stages/report/{name}" for name in ("summary.md", "junit.xml", "result.json")),
+        *(f"stages/report/{name}" for name in ("summary.md", "junit.xml", "report.html", "result.json")),
     }
 
 
@@ -106,6 +106,13 @@ def test_metrics_are_flat_numbers_that_agree_with_each_other(work: Path, metrics
     assert metrics["size.shrunk_bytes"] == (work / "out/stages/export/model.onnx").stat().st_size
     parts = sum(metrics[f"time.{name}_s"] for name in CHAIN)
     assert metrics["time.total_s"] == pytest.approx(parts)
+
+
+def test_the_layers_cost_what_the_network_costs(work: Path, metrics: dict[str, float]) -> None:
+    layers = json.loads((work / "out/stages/export/layers.json").read_text())
+    assert [layer["name"] for layer in layers] == ["stem.0", "block.0", "block.3", "head.3"]
+    for network in ("dense", "shrunk"):
+        assert sum(layer[network] for layer in layers) == metrics[f"flops.{network}"]
 
 
 def test_the_delivered_file_reaches_the_recorded_accuracy_on_its_own(work: Path, metrics: dict[str, float]) -> None:
