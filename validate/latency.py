@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from atopipe.validate.acceptance import Bound, Gate
 from atopipe.validate.session import Session, open_session
 from atopipe.validate.statistics import Interval, block_ratios, bootstrap_median, percentile, undisturbed
 
@@ -157,6 +158,13 @@ def null_test(
     """Measure a model against itself by `compare_latency`, to find out whether this machine can compare at all."""
     comparison = compare_latency(model, model, images, threads=threads, batch=batch, budget_s=budget_s, seed=seed)
     return NullTest(comparison, tolerance)
+
+
+def speedup_gate(comparison: Comparison, limit: float, doubt: str | None) -> Gate:
+    """Return the gate on dense latency over shrunk: the inverse of the ratio, and so are the ends of its interval."""
+    ratio = comparison.ratio
+    value, interval = (1 / ratio.estimate, (1 / ratio.high, 1 / ratio.low)) if ratio else (None, None)
+    return Gate("latency.speedup", value, limit, Bound.AT_LEAST, interval, doubt)
 
 
 class Stopwatch:

@@ -149,6 +149,7 @@ def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
 def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
     """The limits of section `gates` that were set."""
     from atopipe.validate.acceptance import Bound, Gate
+    from atopipe.validate.latency import speedup_gate
 
     limits, gates = context.config.gates, []
     if limits.max_accuracy_drop is not None:
@@ -158,7 +159,7 @@ def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
         onnx = found.accuracies["onnx"]
         gates.append(Gate("accuracy.onnx", onnx.top1, limits.min_accuracy, Bound.AT_LEAST, onnx.interval()))
     if limits.min_speedup is not None:
-        gates.append(_speedup_gate(found, limits.min_speedup))
+        gates.append(speedup_gate(found.latency, limits.min_speedup, found.doubt))
     if limits.max_latency_ms is not None:
         arm = found.latency.shrunk
         limit, interval = limits.max_latency_ms, arm.interval_ms
@@ -167,15 +168,6 @@ def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
         size = _metrics_of(context, "export").get("size.shrunk_bytes")
         gates.append(Gate("size.shrunk_mb", None if size is None else size / 1e6, limits.max_size_mb))
     return gates
-
-
-def _speedup_gate(found: Findings, limit: float) -> "Gate":
-    """Dense latency over shrunk: the other way round than `latency.ratio`, and so are the ends of its interval."""
-    from atopipe.validate.acceptance import Bound, Gate
-
-    ratio = found.latency.ratio
-    value, interval = (1 / ratio.estimate, (1 / ratio.high, 1 / ratio.low)) if ratio else (None, None)
-    return Gate("latency.speedup", value, limit, Bound.AT_LEAST, interval, found.doubt)
 
 
 def _metrics_of(context: Context, stage: str) -> Mapping[str, float]:

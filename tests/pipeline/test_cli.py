@@ -57,7 +57,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     return code, captured.err.strip()
 
 
-COMMANDS = "bundle, export, inspect, report, run, shrink, train, validate"
+COMMANDS = "bench, bundle, export, inspect, report, run, shrink, train, validate"
 RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
 
 
@@ -215,7 +215,9 @@ def test_a_switch_is_on_or_off_or_as_the_recipe_says(
     assert (recipe.live_shrink, recipe.compile) == wanted
 
 
-@pytest.mark.parametrize("command", ["run", "train", "shrink", "export", "validate", "bundle", "report", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["run", "train", "shrink", "export", "validate", "bundle", "report", "bench", "inspect"]
+)
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert cli.main([command, "--help"]) == 0
     assert f"Example:  atopipe {command}" in capsys.readouterr().out
