@@ -65,6 +65,7 @@ def render(run: RunDirectory, summary: Summary) -> str:
         images=_images(run),
         charts=_charts(run),
         layers=_layers(run),
+        structure=_read(run, "export", "structure.json")["model.onnx"],
         parity=_parity(run),
         chain=[result for name in _stages(run) if (result := run.result(name))],
         environment=_environment(run),

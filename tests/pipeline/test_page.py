@@ -73,6 +73,7 @@ def test_the_page_says_what_was_measured(finished: Path, page: str) -> None:
     assert [gate["reason"] for gate in gates if gate["reason"] not in page] == []
     digests = {stage["stage"]: stage["digest"] for stage in manifest["stages"]}
     assert [name for name, digest in digests.items() if digest not in page] == ["report"]
+    assert "opset 18, IR version 8" in page
     assert page.count("<svg ") == 3  # training, the dense training, widths
 
 

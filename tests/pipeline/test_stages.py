@@ -88,7 +88,10 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
             for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
-        *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "layers.json", "result.json")),
+        *(
+            f"stages/export/{name}"
+            for name in ("model.onnx", "dense.onnx", "layers.json", "structure.json", "result.json")
+        ),
         *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "flips.json", "result.json")),
         *(f"bundle/{name}" for name in BUNDLE),
         *(f"stages/bundle/bundle/{name}" for name in BUNDLE),
@@ -113,6 +116,15 @@ def test_the_layers_cost_what_the_network_costs(work: Path, metrics: dict[str, f
     assert [layer["name"] for layer in layers] == ["stem.0", "block.0", "block.3", "head.3"]
     for network in ("dense", "shrunk"):
         assert sum(layer[network] for layer in layers) == metrics[f"flops.{network}"]
+
+
+def test_the_structure_is_that_of_the_files(work: Path, metrics: dict[str, float]) -> None:
+    structure = json.loads((work / "out/stages/export/structure.json").read_text())
+    assert sorted(structure) == ["dense.onnx", "model.onnx"]
+    for name, told in structure.items():
+        assert told["sha256"] == sha256_file(work / "out/stages/export" / name)
+        assert (told["opset"], told["ir_version"]) == (18, 8)
+    assert structure["model.onnx"]["bytes"] == metrics["size.shrunk_bytes"]
 
 
 def test_the_delivered_file_reaches_the_recorded_accuracy_on_its_own(work: Path, metrics: dict[str, float]) -> None:
