@@ -25,7 +25,7 @@ setup(
     package_dir={f"atopipe.{folder}": folder for folder in FOLDERS},
     package_data={
         **{f"atopipe.{folder}": ["py.typed"] for folder in FOLDERS},
-        "atopipe.pipeline": ["py.typed", "recipes/*.yaml"],
+        "atopipe.pipeline": ["py.typed", "recipes/*.yaml", "report.html.j2"],
     },
     install_requires=[
         "torch>=2.11",
@@ -43,6 +43,7 @@ setup(
         "scipy>=1.12",
         "scikit-learn>=1.4",
         "safetensors>=0.4.3",
+        "jinja2>=3.1",
         "psutil>=5.9",
         "pillow>=10",
     ],

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -20,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, helper, shape_inference
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
 OPSET = 18
@@ -82,6 +85,38 @@ def export_onnx(
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the text which `export_onnx` stored in the file."""
     return {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
+
+
+def save_test_data(folder: Path, images: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+    """Write what goes into a model and should come out, as ONNX Runtime's test runner reads it."""
+    folder.mkdir(parents=True)
+    for name, file, array in (("images", "input_0.pb", images), ("logits", "output_0.pb", logits)):
+        (folder / file).write_bytes(numpy_helper.from_array(array, name).SerializeToString(deterministic=True))
+
+
+def layer_flops(path: Path) -> dict[str, int]:
+    """Return, for every layer of a file by `export_onnx` in order, its FLOPs for one image, by the layer's name.
+
+    Layers are convolutions and products with a weight; two FLOPs per multiply-accumulate.
+    """
+    graph = onnx.load_model(path).graph
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    counted: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in weights:
+            outputs = math.prod(dim.dim_value for dim in shapes[node.output[0]][1:])  # of one image
+            shape = weights[node.input[1]]
+            per_output = math.prod(shape[1:]) if node.op_type == "Conv" else math.prod(shape) // _columns(node, shape)
+            name = node.input[1].removesuffix(".weight")
+            counted[name] = counted.get(name, 0) + 2 * outputs * per_output
+    return counted
+
+
+def _columns(node: NodeProto, shape: list[int]) -> int:
+    """The outputs of a matrix product, from its weight [inputs, outputs], or [outputs, inputs] if it is transposed."""
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return shape[0] if transposed else shape[-1]
 
 
 def local_folders() -> tuple[str, ...]:

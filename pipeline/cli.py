@@ -3,31 +3,24 @@
 Only click and the standard library are loaded here; a command imports what it needs when it is called.
 """
 
-import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from atopipe.pipeline.distributed import may_speak, this_job
 from atopipe.pipeline.errors import Failure, UsageError, explain
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
+from atopipe.pipeline.options import Given, Options, configured, gated, shown, written
 
 if TYPE_CHECKING:
     from atopipe.pipeline.config import Config
     from atopipe.pipeline.display import Display
     from atopipe.pipeline.run_directory import RunDirectory
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-Given = str | tuple[str, ...] | bool | None  # what an option came with; None where it was left out
-
-TARGET_HELP = (
-    "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)."
-)
 
 
 class Commands(click.Group):
@@ -84,92 +77,12 @@ def cli() -> None:
     """
 
 
-def configured(command: Command) -> Command:
-    """The options that make a configuration; each has an environment variable ATOPIPE_<NAME>."""
-    options = [
-        _option(
-            "--model",
-            help="torchvision classifier, CIFAR network (resnet56), timm/NAME, your_pkg.mod:factory or net.py:factory.",
-        ),
-        _option("--model-args", metavar="K=V", multiple=True, help="An argument of its builder; may be repeated."),
-        _option("--weights", metavar="FILE", help="Start from these: safetensors, or a state dict saved by torch."),
-        _option("--keep", metavar="PATTERN", multiple=True, help="Layers whose widths stay whole, e.g. 'layer4.*'."),
-        _option("--only", metavar="PATTERN", multiple=True, help="Layers outside of which all widths stay whole."),
-        _option("--target-flops", metavar="FRACTION", help=TARGET_HELP),
-        _option(
-            "--target-params", metavar="FRACTION", help="The same for the number of parameters; both may be given."
-        ),
-        _option(
-            "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
-        ),
-        _option(
-            "--live-shrink/--no-live-shrink", help="Cut the network as soon as its masked channels are zero (default)."
-        ),
-        _option(
-            "--precision",
-            metavar="FORMAT",
-            help="auto (default: bfloat16 where the device has it), float32 or bfloat16.",
-        ),
-        _option("--compile/--no-compile", help="Run the weight step through torch.compile."),
-        _option(
-            "--data",
-            metavar="SOURCE",
-            help="digits (default), imagefolder:PATH, cifar10:DIR, cifar100:DIR or your_pkg.mod:factory.",
-        ),
-        _option("--input-size", metavar="N", help="Pixels of the square input (default: what the images are)."),
-        _option("--config", metavar="FILE", help="YAML file of settings; options given here override it."),
-        _option("--recipe", metavar="NAME", help="How to train: a recipe's name (default quick) or YAML file."),
-        _option("--epochs", metavar="N", help="Epochs of training."),
-        _option("--batch-size", metavar="N", help="Images per training step."),
-        _option("--seed", metavar="N", help="Seed of everything random (default 0)."),
-        _option("--device", metavar="NAME", help="auto (default: CUDA if there, else CPU), cpu or cuda."),
-        _option(
-            "--checkpoint-minutes", metavar="N", help="Minutes of training that an interruption may cost (default 10)."
-        ),
-        _option("--threads", metavar="N", help="CPU threads (default: all that this process may use)."),
-    ]
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
-
-
-def written(command: Command) -> Command:
-    """The options of commands that start a run directory."""
-    options = [
-        _option(
-            "--baseline/--no-baseline", help="Train the dense network as well, by the same recipe, to compare with."
-        ),
-        _option("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED)."),
-        _option(
-            "--preflight/--no-preflight",
-            default=None,
-            help="Rehearse removal, export and parity before the first epoch (default).",
-        ),
-    ]
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), shown(command))
-
-
-def shown(command: Command) -> Command:
-    """The options that say what is printed and what is done again."""
-    options = [
-        click.option("--json", "machine", is_flag=True, help="Metrics as JSON on standard output, all else on stderr."),
-        click.option("--quiet", is_flag=True, help="Print errors only."),
-        click.option(
-            "--force", is_flag=True, help="Run again what is complete, and replace another configuration's run."
-        ),
-    ]
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
-
-
-def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    """A setting: absent unless it is given, on the command line or by its environment variable."""
-    flag = name.partition("/")[0]
-    return click.option(name, default=None, envvar=f"ATOPIPE_{flag[2:].replace('-', '_').upper()}", **settings)
-
-
 @cli.command()
 @configured
+@gated
 @written
 def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
-    """Train, shrink, export, validate and report, in one go; complete stages are skipped.
+    """Train, shrink, export, validate, bundle and report, in one go; complete stages are skipped.
 
     \b
     Example:  atopipe run --model resnet50 --target-flops 0.3
@@ -214,28 +127,100 @@ def _start(
     _execute(names, run, display, force=force, machine=machine)
 
 
-def stage_command(name: str, summary: str) -> click.Command:
-    """A command that runs one later stage on an existing run directory."""
+def stage_command(name: str, summary: str, options: Options = lambda command: command) -> click.Command:
+    """A command that runs one later stage on an existing run directory; its `options` change the run's settings."""
 
     @click.argument("run_dir", type=click.Path(path_type=Path))
+    @options
     @shown
-    def command(run_dir: Path, machine: bool, quiet: bool, force: bool) -> None:
+    def command(run_dir: Path, machine: bool, quiet: bool, force: bool, **settings: Given) -> None:
         from atopipe.pipeline.display import open_display
-        from atopipe.pipeline.run_directory import RunDirectory
 
         if this_job().rank > 0:
             return
         display = open_display(quiet=quiet, machine=machine)
-        _execute([name], RunDirectory.open(run_dir), display, force=force, machine=machine)
+        _execute([name], _opened(run_dir, settings), display, force=force, machine=machine)
 
     text = f"{summary}\n\n\b\nExample:  atopipe {name} runs/first"
     return click.command(name, help=text)(command)
 
 
+def _opened(root: Path, settings: dict[str, Given]) -> "RunDirectory":
+    """The run in `root`, its configuration changed where a setting is given."""
+    from atopipe.pipeline.run_directory import RunDirectory
+
+    run = RunDirectory.open(root)
+    if all(value is None for value in settings.values()):
+        return run
+    return RunDirectory.create(root, _configuration({**settings, "config": str(root / "config.yaml")}))
+
+
 cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
 cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
-cli.add_command(stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates."))
-cli.add_command(stage_command("report", "Write summary.md from what the other stages measured."))
+cli.add_command(
+    stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
+)
+cli.add_command(stage_command("bundle", "Pack the model with all that a device needs, and replay it without torch."))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--add", type=click.Path(path_type=Path), metavar="FILE", help="What the bundle's infer.py --bench --json printed."
+)
+@shown
+def report(run_dir: Path, add: Path | None, machine: bool, quiet: bool, force: bool) -> None:
+    """Write report.html, summary.md and junit.xml from what the stages and, with --add, other machines measured.
+
+    \b
+    Example:  atopipe report runs/first
+              atopipe report runs/first --add device.json
+    """
+    from atopipe.pipeline.devices import add_device
+    from atopipe.pipeline.display import open_display
+    from atopipe.pipeline.run_directory import RunDirectory
+
+    if this_job().rank > 0:
+        return
+    run = RunDirectory.open(run_dir)
+    if add:
+        add_device(run, add)
+    display = open_display(quiet=quiet, machine=machine)
+    _execute(["report"], run, display, force=force or add is not None, machine=machine)
+
+
+@cli.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, help="Of each model (default 1).")
+@click.option("--batches", default="1", metavar="N,N,...", help="Batch sizes (default 1); the first one is judged.")
+@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=10.0, help="Per batch size.")
+@click.option(
+    "--min-speedup",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    metavar="TIMES",
+    help="The second must be at least so many times as fast as the first (default 1).",
+)
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def bench(
+    first: Path, second: Path, threads: int, batches: str, seconds: float, min_speedup: float, machine: bool
+) -> None:
+    """Time two ONNX models in turns, and say whether the second is faster: pass, fail or inconclusive.
+
+    \b
+    Example:  atopipe bench dense.onnx model.onnx --batches 1,8 --min-speedup 1.5
+    """
+    from atopipe.pipeline.bench import bench as measure
+
+    sizes = batches.split(",")
+    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--batches is '{batches}', but must be whole numbers like 1,8,32")
+    numbers = [int(size) for size in sizes]
+    found = measure(first, second, threads=threads, batches=numbers, seconds=seconds, min_speedup=min_speedup)
+    click.echo(json.dumps(found.as_dict(), indent=2) if machine else found.as_text())
+    if failure := found.failure():
+        raise failure
 
 
 @cli.command()
@@ -289,6 +274,7 @@ def _execute(
     names: Sequence[str] | None, run: "RunDirectory", display: "Display", *, force: bool, machine: bool
 ) -> None:
     """Runs those stages, or all, shows what came out, and raises what the gates say."""
+    from atopipe.pipeline.build_server import append_step_summary
     from atopipe.pipeline.runner import execute, execute_together
     from atopipe.pipeline.stages import stages_of
     from atopipe.pipeline.stages.report import summary_of
@@ -307,7 +293,9 @@ def _execute(
         click.echo(json.dumps(run.metrics(known), indent=2))
     done = {stage.NAME for stage in chosen}
     if "report" in done:
-        display.closing(summary_of(run))
+        summary = summary_of(run)
+        display.closing(summary)
+        append_step_summary(summary.as_markdown())
     if "validate" in done:
         raise_verdict(run)
 

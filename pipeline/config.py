@@ -38,6 +38,11 @@ FLAGS: Mapping[str, str] = {
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
     "baseline": "--baseline",
+    "gates.max_accuracy_drop": "--max-accuracy-drop",
+    "gates.min_accuracy": "--min-accuracy",
+    "gates.min_speedup": "--min-speedup",
+    "gates.max_latency_ms": "--max-latency-ms",
+    "gates.max_size_mb": "--max-size-mb",
     "seed": "--seed",
     "device": "--device",
     "threads": "--threads",
@@ -45,7 +50,7 @@ FLAGS: Mapping[str, str] = {
     "preflight": "--preflight",
 }
 # Settings that leave a run the same run.
-HOW_NOT_WHAT = frozenset({"baseline", "threads", "checkpoint_minutes", "preflight"})
+HOW_NOT_WHAT = frozenset({"baseline", "gates", "threads", "checkpoint_minutes", "preflight"})
 COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
@@ -82,13 +87,31 @@ class ValidationSettings(Section):
     latency_s: float = Field(default=10.0, gt=0, le=3600)
 
 
+Limit = Annotated[float, Field(gt=0)] | None
+
+
+class GateSettings(Section):
+    """What the delivered model must reach, on the bad end of the measurement's interval; None: reported, not demanded.
+
+    `max_accuracy_drop`: top-1 below the dense network's, as a fraction; `min_speedup`: dense latency over shrunk;
+    `max_size_mb`: of the ONNX file, in 1e6 bytes.
+    """
+
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_speedup: Limit = None
+    max_latency_ms: Limit = None
+    max_size_mb: Limit = None
+
+
 Target = Annotated[float, Field(gt=0, le=1)] | None
 
 
 class Config(Section):
     """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
-    `baseline`: train the dense network too, to compare with; `checkpoint_minutes`: at most so much training is lost.
+    `baseline`: train the dense network too, to compare with; `gates`: what must be reached; `checkpoint_minutes`: at
+    most so much training is lost.
     """
 
     model: ModelSettings
@@ -98,6 +121,7 @@ class Config(Section):
     recipe: Recipe = Recipe()
     baseline: bool = False
     validation: ValidationSettings = ValidationSettings()
+    gates: GateSettings = GateSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
@@ -155,6 +179,8 @@ def parse_config(raw: Mapping[str, object]) -> Config:
         raise UsageError(_sentence(error.errors()[0])) from None
     if not config.targets:
         raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
+    if config.gates.max_accuracy_drop is not None and not config.baseline:
+        raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
     return config
 
 
@@ -274,6 +300,8 @@ def _allowed(path: str, error: ErrorDetails) -> str:
     ranges = {
         "data.input_size": "a whole number of pixels from 8 to 4096",
         "data.val_fraction": "a number between 0 and 1",
+        "gates.max_accuracy_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
+        "gates.min_accuracy": "a number above 0 and at most 1: 0.9 asks for a top-1 of 90 %",
         "validation.latency_s": "a number of seconds above 0 and at most 3600",
         "recipe.align": "auto or a whole number of channels",
         "seed": "a whole number from 0 to 4294967295",

@@ -40,6 +40,15 @@ def load_trained(context: Context) -> "nn.Module":
     return model.eval()
 
 
+def load_dense(context: Context) -> "nn.Module":
+    """The dense network of stage baseline."""
+    from safetensors.torch import load_file
+
+    model = context.workspace.new_model()
+    model.load_state_dict(load_file(context.input("baseline", "weights.safetensors")))
+    return model.eval()
+
+
 def load_shrunk(context: Context) -> "nn.Module":
     """The small network of stage shrink."""
     from safetensors.torch import load_file

@@ -13,6 +13,13 @@ GATES: Mapping[str, str] = {
     "params.ratio": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",
 }
+CHOSEN_GATES: Mapping[str, str] = {
+    "accuracy.drop": "accuracy below dense",
+    "accuracy.onnx": "accuracy",
+    "latency.speedup": "speed-up",
+    "latency.shrunk_p50_ms": "latency in ms",
+    "size.shrunk_mb": "ONNX file in MB",
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class Summary:
     targets: Mapping[str, float]
     model: str
     seconds: float
+    devices: tuple[str, ...] = ()  # what other machines found, a line each
 
     def notes(self) -> tuple[str, ...]:
         return (
             f"target  {both_readings(self.targets)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
+            *(f"device  {line}" for line in self.devices),
         )
 
     def as_text(self) -> str:
@@ -94,7 +103,14 @@ def summarise(
 
 def _verdict(gate: Mapping[str, Any]) -> Verdict:
     measured = "not measured" if gate["value"] is None else f"{gate['value']:.3g}"
-    return Verdict(GATES.get(gate["name"], gate["name"]), gate["outcome"], f"{measured}, {gate['limit']}")
+    interval = f" [{gate['low']:.3g}, {gate['high']:.3g}]" if "low" in gate else ""
+    doubt = f"; {gate['doubt']}" if "doubt" in gate else ""
+    return Verdict(gate_title(gate["name"]), gate["outcome"], f"{measured}{interval}, {gate['limit']}{doubt}")
+
+
+def gate_title(name: str) -> str:
+    """The words for a gate, as the closing table has them."""
+    return {**GATES, **CHOSEN_GATES}.get(name, name)
 
 
 def both_readings(targets: Mapping[str, float]) -> str:

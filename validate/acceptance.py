@@ -31,6 +31,7 @@ class Gate:
         limit: what is allowed.
         bound: the side of the limit to be on.
         interval: the ends of the value's confidence interval, where it has one; then its worse end is judged.
+        doubt: why the measurement cannot be trusted, as a clause, where it cannot; then nothing is concluded from it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Gate:
     limit: float
     bound: Bound = Bound.AT_MOST
     interval: tuple[float, float] | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def judge(gate: Gate) -> Verdict:
     low, high = gate.interval or (gate.value, gate.value)
     if math.isnan(gate.value) or math.isnan(low) or math.isnan(high):
         return Verdict(gate, Outcome.FAIL, f"{gate.name} is not a number")
+    if gate.doubt is not None:
+        return Verdict(gate, Outcome.INCONCLUSIVE, f"{gate.name} = {gate.value:.6g} proves nothing: {gate.doubt}")
     holds = [end <= gate.limit if gate.bound is Bound.AT_MOST else end >= gate.limit for end in (low, high)]
     outcome = Outcome.PASS if all(holds) else Outcome.INCONCLUSIVE if any(holds) else Outcome.FAIL
     return Verdict(gate, outcome, _reason(gate, outcome))

@@ -1,11 +1,15 @@
 """Top-1 and top-5 accuracy over a whole data set, and how two models' answers differ image by image."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.optimize import brentq
+from scipy.special import betaincinv, ndtri
+
+_BELOW, _ABOVE = -1 + 1e-9, 1 - 1e-9  # the range of a drop, without its ends
 
 Images = NDArray[np.float32]
 Classes = NDArray[np.int64]
@@ -47,6 +51,40 @@ class Flips:
     def agreement(self) -> float:
         """Fraction of the images on which both give the same answer, right or wrong."""
         return self.same / self.count
+
+    @property
+    def drop(self) -> float:
+        """How much lower the accuracy became, as a fraction of the images; negative where it rose."""
+        return (self.lost - self.gained) / self.count
+
+    def drop_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the interval of `drop` over images like these, paired: only images whose answer changed count.
+
+        The drops that a score test does not reject (Tango, Statistics in Medicine 17, 1998): near its nominal coverage
+        even where hardly any answer changed.
+        """
+        critical, middle = float(ndtri((1 + confidence) / 2)), min(max(self.drop, _BELOW), _ABOVE)
+
+        def crossing(level: float, start: float, end: float) -> float:
+            return float(brentq(lambda drop: self._score(drop) - level, start, end))
+
+        low = -1.0 if self.gained == self.count else crossing(critical, _BELOW, middle)
+        high = 1.0 if self.lost == self.count else crossing(-critical, middle, _ABOVE)
+        return low, high
+
+    def _score(self, drop: float) -> float:
+        """How many standard deviations the observed drop lies above a supposed one, -1 < drop < 1.
+
+        The deviation is that of the most likely pair of rates whose difference is the supposed drop; its rate of gains
+        is the larger root of 2 n q^2 + b q - gained (1 - drop) drop = 0, with b as below.
+        """
+        excess = self.lost - self.gained - self.count * drop
+        if excess == 0:
+            return 0.0
+        b = -self.lost - self.gained + (2 * self.count - self.lost + self.gained) * drop
+        root = math.sqrt(max(0.0, b * b + 8 * self.count * self.gained * drop * (1 - drop)))
+        gains = (root - b) / (4 * self.count)
+        return excess / math.sqrt(self.count * (2 * gains + drop * (1 - drop)))
 
 
 def measure_accuracy(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from atopipe.validate.acceptance import Bound, Gate
 from atopipe.validate.session import Session, open_session
 from atopipe.validate.statistics import Interval, block_ratios, bootstrap_median, percentile, undisturbed
 
@@ -25,6 +26,7 @@ Images = NDArray[np.float32]
 DISCARDED = 2  # runs after each switch of the model
 MIN_BLOCKS = 5  # measured whatever the budget; fewer ratios have no interval worth the name
 GOAL_BLOCKS = 10  # runs per turn are chosen so that this many blocks fit the budget
+MIN_KEPT = 0.8  # of the counted runs undisturbed, below which the machine was too busy to conclude anything
 MAX_RUNS = 10  # counted runs per turn
 WARM_RUNS = 10  # runs per window of the warm-up
 WARM_CHANGE = 0.02  # two windows whose medians differ by less are taken as warm
@@ -38,11 +40,15 @@ class LatencyError(Exception):
 
 @dataclass(frozen=True)
 class Arm:
-    """One model's times in milliseconds, undisturbed runs only; None where the runs are too few to know."""
+    """One model's times in milliseconds, undisturbed runs only; None where the runs are too few to know.
+
+    `interval_ms`: 95 % interval of the median, a bootstrap over blocks widened to contain `p50_ms`.
+    """
 
     runs: int
     p50_ms: float | None
     p90_ms: float | None
+    interval_ms: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,15 @@ class Comparison:
     threads: int
     batch: int
     seconds: float  # that the whole measurement took
+
+    @property
+    def doubt(self) -> str | None:
+        """Why nothing may be concluded from the measurement, as a clause; None where something may."""
+        if self.ratio is None:
+            return f"only {self.blocks} blocks of runs were left undisturbed"
+        if self.kept < MIN_KEPT:
+            return f"only {100 * self.kept:.0f} % of the runs kept their processor"
+        return None
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,15 @@ class NullTest:
         ratio = self.comparison.ratio
         return ratio is not None and ratio.low <= 1 + self.tolerance and ratio.high >= 1 - self.tolerance
 
+    @property
+    def doubt(self) -> str | None:
+        """Why this machine cannot compare models, as a clause; None where it can."""
+        if self.passed:
+            return None
+        ratio = self.comparison.ratio
+        found = f"{ratio.estimate:.3f} times its own latency" if ratio else "no stable latency"
+        return f"measured against itself, a model showed {found} on this machine"
+
 
 def null_test(
     model: Path,
@@ -134,6 +158,13 @@ def null_test(
     """Measure a model against itself by `compare_latency`, to find out whether this machine can compare at all."""
     comparison = compare_latency(model, model, images, threads=threads, batch=batch, budget_s=budget_s, seed=seed)
     return NullTest(comparison, tolerance)
+
+
+def speedup_gate(comparison: Comparison, limit: float, doubt: str | None) -> Gate:
+    """Return the gate on dense latency over shrunk: the inverse of the ratio, and so are the ends of its interval."""
+    ratio = comparison.ratio
+    value, interval = (1 / ratio.estimate, (1 / ratio.high, 1 / ratio.low)) if ratio else (None, None)
+    return Gate("latency.speedup", value, limit, Bound.AT_LEAST, interval, doubt)
 
 
 class Stopwatch:
@@ -197,10 +228,12 @@ def _summary(runs: Runs, generator: np.random.Generator, *, threads: int, batch:
     keep = undisturbed(runs.wall, runs.cpu)
     wall, is_shrunk = runs.wall[keep], runs.is_shrunk[keep]
     ratios = block_ratios(wall, runs.block[keep], is_shrunk)
+    ratio = bootstrap_median(ratios, generator) if len(ratios) >= MIN_BLOCKS else None
+    blocks = runs.block[keep]
     return Comparison(
-        dense=_arm(wall[~is_shrunk]),
-        shrunk=_arm(wall[is_shrunk]),
-        ratio=bootstrap_median(ratios, generator) if len(ratios) >= MIN_BLOCKS else None,
+        dense=_arm(wall[~is_shrunk], blocks[~is_shrunk], generator),
+        shrunk=_arm(wall[is_shrunk], blocks[is_shrunk], generator),
+        ratio=ratio,
         blocks=len(ratios),
         kept=float(np.mean(keep)),
         threads=threads,
@@ -209,9 +242,14 @@ def _summary(runs: Runs, generator: np.random.Generator, *, threads: int, batch:
     )
 
 
-def _arm(seconds: NDArray[np.float64]) -> Arm:
+def _arm(seconds: NDArray[np.float64], block: NDArray[np.int64], generator: np.random.Generator) -> Arm:
     milliseconds = 1e3 * seconds
-    return Arm(len(seconds), percentile(milliseconds, 0.5), percentile(milliseconds, 0.9))
+    p50, p90 = percentile(milliseconds, 0.5), percentile(milliseconds, 0.9)
+    medians = np.array([np.median(milliseconds[block == index]) for index in np.unique(block)], dtype=np.float64)
+    if p50 is None or len(medians) < MIN_BLOCKS:
+        return Arm(len(seconds), p50, p90)
+    typical = bootstrap_median(medians, generator)
+    return Arm(len(seconds), p50, p90, (min(typical.low, p50), max(typical.high, p50)))
 
 
 @contextlib.contextmanager

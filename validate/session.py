@@ -47,6 +47,18 @@ class Session:
         """The text stored in the model, such as its labels and preprocessing."""
         return dict(self.runtime.get_modelmeta().custom_metadata_map)
 
+    def input_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of the images; raise SessionError if they are not fixed or the batch size is."""
+        shape = self.runtime.get_inputs()[0].shape
+        sizes = shape[1:]
+        if len(shape) != 4 or not all(isinstance(size, int) for size in sizes):
+            raise SessionError(f"the model takes an input of shape {shape}, not images [batch, C, H, W] of one size")
+        if isinstance(shape[0], int):
+            raise SessionError(
+                f"the model takes {shape[0]} images at a time and no other number: export a free batch axis"
+            )
+        return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits [B, K] of images [B, C, H, W]; raise SessionError if their shape or type does not fit."""
         try:

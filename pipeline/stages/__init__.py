@@ -2,9 +2,9 @@
 
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.runner import Stage
-from atopipe.pipeline.stages import baseline, export, report, shrink, train, validate
+from atopipe.pipeline.stages import baseline, bundle, export, report, shrink, train, validate
 
-STAGES: tuple[Stage, ...] = (train, baseline, shrink, export, validate, report)
+STAGES: tuple[Stage, ...] = (train, baseline, shrink, export, validate, bundle, report)
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:

@@ -1,33 +1,52 @@
-"""Say what came out: summary.md, and what the closing table shows."""
+"""Say what came out: report.html and summary.md for people, junit.xml for build servers, and the closing table."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
+from atopipe.pipeline.build_server import junit
 from atopipe.pipeline.config import TARGETS
+from atopipe.pipeline.devices import devices_of
 from atopipe.pipeline.run_directory import RunDirectory, write_text
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline
 from atopipe.pipeline.summary import Summary, summarise
 
 NAME = "report"
-INPUTS = ("train", "baseline", "shrink", "export", "validate")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "seed")
-LIBRARIES: tuple[str, ...] = ()
+SUMMARISED = ("train", "baseline", "shrink", "export", "validate")
+INPUTS = (*SUMMARISED, "bundle")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed")
+LIBRARIES = ("jinja2",)
 
 
 def run(context: Context) -> dict[str, float]:
-    markdown = summary_of(context.run).as_markdown()
-    write_text(context.folder / "summary.md", markdown)
-    write_text(context.run.root / "summary.md", markdown)
+    from atopipe.pipeline.page import render
+
+    summary = summary_of(context.run)
+    files = {
+        "summary.md": summary.as_markdown(),
+        "report.html": render(context.run, summary),
+        "junit.xml": junit(summary.title, gates_of(context.run), summary.seconds),
+    }
+    for name, content in files.items():
+        write_text(context.folder / name, content)
+        write_text(context.run.root / name, content)
     return {}
+
+
+def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """The verdicts of stage validate."""
+    gates: list[dict[str, Any]] = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
+    return gates
 
 
 def summary_of(run: RunDirectory) -> Summary:
     """The summary of a run whose stages up to validate are complete."""
-    names = [name for name in INPUTS if name != baseline.NAME or baseline.is_wanted(run.config)]
+    names = [name for name in SUMMARISED if name != baseline.NAME or baseline.is_wanted(run.config)]
     results = [result for name in names if (result := run.result(name))]
     metrics = {name: value for result in results for name, value in result.metrics.items()}
-    gates = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
     seconds = sum(result.seconds for result in results)
     model = run.artifact("export", "model.onnx")
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
-    return summarise(title, metrics, gates, run.config.targets, str(model), seconds)
+    summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
+    return replace(summary, devices=tuple(device.sentence() for device in devices_of(run)))

@@ -1,27 +1,34 @@
 """Judge what export wrote: the same function, as accurate, within the budget, and how fast, in ONNX Runtime.
 
-Leaves gates.json, one verdict per gate, and parity.json, one entry per comparison. A failed gate is a valid result:
-the stage is complete all the same.
+Leaves gates.json, one verdict per gate, parity.json, one entry per comparison, and flips.json, how many images changed
+their answer on the way. A failed gate is a valid result: the stage is complete all the same.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
-from atopipe.pipeline.networks import accuracy_of, as_function, load_shrunk, load_trained
+from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory, write_json
 from atopipe.pipeline.runner import Context
+from atopipe.pipeline.stages import baseline
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from atopipe.validate.acceptance import Gate, Verdict
-    from atopipe.validate.accuracy import Accuracy
+    from atopipe.validate.accuracy import Accuracy, Flips
     from atopipe.validate.latency import Comparison
     from atopipe.validate.parity import Parity
 
 NAME = "validate"
-INPUTS = ("train", "shrink", "export")
-SETTINGS = ("model", "data", *TARGETS, "seed", "validation")
+INPUTS = ("train", "baseline", "shrink", "export")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed", "validation")
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 PARITY_IMAGES = 32
 LOSSLESS_LIMIT = 1e-10
@@ -29,70 +36,143 @@ ONE_IMAGE = 1
 EQUIVALENCE_GATES = ("lossless.max_rel_diff", "parity.max_rel_diff")
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was measured; `doubt`: why no gate on the latency can be judged, None where one can."""
+
+    parity: "Parity"
+    accuracies: "Mapping[str, Accuracy]"
+    flips: "Mapping[str, Flips]"
+    latency: "Comparison"
+    doubt: str | None
+
+
 def run(context: Context) -> dict[str, float]:
+    from atopipe.validate.acceptance import judge
+
+    found = _measure(context)
+    gates = [*_standing_gates(context, found), *_chosen_gates(context, found)]
+    write_json(context.folder / "gates.json", [_as_dict(judge(gate)) for gate in gates])
+    write_json(context.folder / "parity.json", found.parity.to_json())
+    flips = {name: {**asdict(f), "drop": f.drop, "drop_interval": f.drop_interval()} for name, f in found.flips.items()}
+    write_json(context.folder / "flips.json", flips)
+    return {
+        **{f"accuracy.{name}": found.accuracies[name].top1 for name in ("masked", "shrunk", "onnx")},
+        **_drop_metrics(found.flips),
+        "parity.max_abs_diff": found.parity.max_abs_diff,
+        "parity.max_rel_diff": found.parity.max_rel_diff,
+        **_latency_metrics(found.latency),
+    }
+
+
+def _measure(context: Context) -> Findings:
     import torch
 
-    from atopipe.validate.acceptance import judge
+    from atopipe.validate.accuracy import flips
     from atopipe.validate.latency import compare_latency
     from atopipe.validate.parity import measure_parity
     from atopipe.validate.session import open_session
 
-    workspace = context.workspace
+    workspace, config = context.workspace, context.config
     delivered, dense = context.input("export", "model.onnx"), context.input("export", "dense.onnx")
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
     small = load_shrunk(context)
     # The reference is the CPU's arithmetic: a GPU may convolve with shorter mantissas (TF32).
-    parity = measure_parity(as_function(small, torch.device("cpu")), delivered, images, seed=context.config.seed)
+    parity = measure_parity(as_function(small, torch.device("cpu")), delivered, images, seed=config.seed)
     accuracies = {
         "masked": accuracy_of(context, as_function(load_trained(context), device)),
         "shrunk": accuracy_of(context, as_function(small, device)),
         "onnx": accuracy_of(context, open_session(delivered, threads=workspace.threads).run),
     }
-    seed, budget = context.config.seed, context.config.validation.latency_s
-    latency = compare_latency(dense, delivered, images, seed=seed, budget_s=budget)
-    gates = [_as_dict(judge(gate)) for gate in _gates(context, parity, accuracies["onnx"], accuracies["shrunk"])]
-    write_json(context.folder / "gates.json", gates)
-    write_json(context.folder / "parity.json", parity.to_json())
-    return {
-        **{f"accuracy.{name}": accuracy.top1 for name, accuracy in accuracies.items()},
-        "parity.max_abs_diff": parity.max_abs_diff,
-        "parity.max_rel_diff": parity.max_rel_diff,
-        **_latency_metrics(latency),
+    if baseline.is_wanted(config):
+        accuracies["dense"] = accuracy_of(context, as_function(load_dense(context), device))
+    labels, answers = workspace.data.val.labels.numpy(), accuracies["onnx"].predictions
+    changed = {
+        f"{name}_to_onnx": flips(accuracies[name].predictions, answers, labels)
+        for name in ("masked", "shrunk", "dense")
+        if name in accuracies
     }
+    latency = compare_latency(dense, delivered, images, seed=config.seed, budget_s=config.validation.latency_s)
+    return Findings(parity, accuracies, changed, latency, _doubt(context, latency, delivered, images))
+
+
+def _doubt(context: Context, latency: "Comparison", model: Path, images: "NDArray[np.float32]") -> str | None:
+    """Why a gate on the latency cannot be judged: too busy a machine, or one that finds a model unlike itself."""
+    from atopipe.validate.latency import null_test
+
+    gates = context.config.gates
+    if latency.doubt is not None or (gates.min_speedup is None and gates.max_latency_ms is None):
+        return latency.doubt
+    share = context.config.validation.latency_s / 2
+    return null_test(model, images, seed=context.config.seed, budget_s=share).doubt
 
 
 def raise_verdict(run: RunDirectory) -> None:
     """Turns the gates of a complete validate stage into the exit code; a failed equivalence outweighs the rest."""
     gates = json.loads(run.artifact(NAME, "gates.json").read_text(encoding="utf-8"))
     failed = {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == "fail"}
-    unclear = [gate["reason"] for gate in gates if gate["outcome"] == "inconclusive"]
+    unclear = {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == "inconclusive"}
     broken = [reason for name, reason in failed.items() if name in EQUIVALENCE_GATES]
     if broken:
         raise ParityGateFailed(f"the delivered model is not the trained one: {'; '.join(broken)}")
     if failed:
         raise GateFailed(f"gate failed: {'; '.join(failed.values())}")
     if unclear:
-        raise Inconclusive(
-            f"inconclusive: {'; '.join(unclear)}: measure again with 'atopipe validate {run.root} --force'"
-        )
+        raise Inconclusive(f"inconclusive: {'; '.join(unclear.values())}: {_remedy(unclear, run)}")
 
 
-def _gates(context: Context, parity: "Parity", onnx: "Accuracy", shrunk: "Accuracy") -> "list[Gate]":
-    """What every delivered model must reach; how much faster it is, is reported, not demanded."""
+def _remedy(unclear: Mapping[str, str], run: RunDirectory) -> str:
+    """The interval of the accuracy is the same each time the same images are measured; that of the latency is not."""
+    if all(name.startswith("accuracy.") for name in unclear):
+        return "more validation images would narrow the interval"
+    return f"measure again with 'atopipe validate {run.root} --force'"
+
+
+def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
+    """What every delivered model must reach, whatever its settings."""
     from atopipe.validate.acceptance import Gate
 
-    shrink = context.run.result("shrink")
-    counted = shrink.metrics if shrink else {}
+    counted = _metrics_of(context, "shrink")
+    onnx, shrunk = found.accuracies["onnx"], found.accuracies["shrunk"]
     return [
         Gate("lossless.max_rel_diff", counted.get("lossless.max_rel_diff"), LOSSLESS_LIMIT),
-        Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
+        Gate("parity.max_rel_diff", found.parity.max_rel_diff, found.parity.tolerance),
         *(
             Gate(f"{cost}.ratio", counted.get(f"{cost}.ratio"), target)
             for cost, target in context.config.targets.items()
         ),
         Gate("accuracy.onnx_images_off", abs(onnx.correct - shrunk.correct), ONE_IMAGE),
     ]
+
+
+def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
+    """The limits of section `gates` that were set."""
+    from atopipe.validate.acceptance import Bound, Gate
+    from atopipe.validate.latency import speedup_gate
+
+    limits, gates = context.config.gates, []
+    if limits.max_accuracy_drop is not None:
+        change = found.flips["dense_to_onnx"]
+        gates.append(Gate("accuracy.drop", change.drop, limits.max_accuracy_drop, interval=change.drop_interval()))
+    if limits.min_accuracy is not None:
+        onnx = found.accuracies["onnx"]
+        gates.append(Gate("accuracy.onnx", onnx.top1, limits.min_accuracy, Bound.AT_LEAST, onnx.interval()))
+    if limits.min_speedup is not None:
+        gates.append(speedup_gate(found.latency, limits.min_speedup, found.doubt))
+    if limits.max_latency_ms is not None:
+        arm = found.latency.shrunk
+        limit, interval = limits.max_latency_ms, arm.interval_ms
+        gates.append(Gate("latency.shrunk_p50_ms", arm.p50_ms, limit, interval=interval, doubt=found.doubt))
+    if limits.max_size_mb is not None:
+        size = _metrics_of(context, "export").get("size.shrunk_bytes")
+        gates.append(Gate("size.shrunk_mb", None if size is None else size / 1e6, limits.max_size_mb))
+    return gates
+
+
+def _metrics_of(context: Context, stage: str) -> Mapping[str, float]:
+    result = context.run.result(stage)
+    return result.metrics if result else {}
 
 
 def _as_dict(verdict: "Verdict") -> dict[str, object]:
@@ -104,12 +184,30 @@ def _as_dict(verdict: "Verdict") -> dict[str, object]:
         "limit": limit,
         "outcome": verdict.outcome.value,
         "reason": verdict.reason,
+        **({"low": gate.interval[0], "high": gate.interval[1]} if gate.interval else {}),
+        **({"doubt": gate.doubt} if gate.doubt else {}),
     }
+
+
+def _drop_metrics(flips: "Mapping[str, Flips]") -> dict[str, float]:
+    """The accuracy lost against the dense network, where there is one."""
+    if "dense_to_onnx" not in flips:
+        return {}
+    low, high = flips["dense_to_onnx"].drop_interval()
+    return {"accuracy.drop": flips["dense_to_onnx"].drop, "accuracy.drop_low": low, "accuracy.drop_high": high}
 
 
 def _latency_metrics(latency: "Comparison") -> dict[str, float]:
     """What was measured; too few undisturbed runs leave a metric out."""
-    values = {"latency.dense_p50_ms": latency.dense.p50_ms, "latency.shrunk_p50_ms": latency.shrunk.p50_ms}
+    dense, shrunk = latency.dense.interval_ms or (None, None), latency.shrunk.interval_ms or (None, None)
+    values = {
+        "latency.dense_p50_ms": latency.dense.p50_ms,
+        "latency.dense_low_ms": dense[0],
+        "latency.dense_high_ms": dense[1],
+        "latency.shrunk_p50_ms": latency.shrunk.p50_ms,
+        "latency.shrunk_low_ms": shrunk[0],
+        "latency.shrunk_high_ms": shrunk[1],
+    }
     measured = {name: value for name, value in values.items() if value is not None}
     if latency.ratio is None:
         return measured

@@ -58,6 +58,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     return code, captured.err.strip()
 
 
+COMMANDS = "bench, bundle, export, inspect, report, run, shrink, train, validate"
 RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
 
 
@@ -65,16 +66,8 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
     ("argv", "code", "sentence"),
     [
         (["rum"], 2, "atopipe: unknown command 'rum': did you mean run?"),
-        (
-            ["dance"],
-            2,
-            "atopipe: unknown command 'dance': choose one of export, inspect, report, run, shrink, train, validate",
-        ),
-        (
-            ["run", "--modell", "x"],
-            2,
-            "atopipe: unknown option '--modell': did you mean --model or --model-args?",
-        ),
+        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {COMMANDS}"),
+        (["run", "--modell", "x"], 2, "atopipe: unknown option '--modell': did you mean --model or --model-args?"),
         (
             ["run", "--target-flop=0.3"],
             2,
@@ -202,7 +195,7 @@ def test_a_network_for_grey_images_is_refused_and_told_what_it_was_given(
     code, line = said(capsys, "run", "--model", "tiny_grey:net", "--target-flops", "0.5", "--quiet")
     assert code == 2
     assert "does not run on an image of shape [3, 32, 32]" in line
-    assert line.endswith("; choose another input_size or another model")
+    assert line.endswith("; choose another --input-size or another model")
 
 
 def test_a_network_without_groups_is_refused(capsys: pytest.CaptureFixture[str], here: Path) -> None:
@@ -257,7 +250,9 @@ def test_a_switch_is_on_or_off_or_as_the_recipe_says(
     assert (recipe.live_shrink, recipe.compile) == wanted
 
 
-@pytest.mark.parametrize("command", ["run", "train", "shrink", "export", "validate", "report", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["run", "train", "shrink", "export", "validate", "bundle", "report", "bench", "inspect"]
+)
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert cli.main([command, "--help"]) == 0
     assert f"Example:  atopipe {command}" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -47,6 +48,10 @@ validation: {latency_s: 0.2}
 threads: 1
 device: cpu
 """
+BUNDLE = (
+    *("model.onnx", "labels.txt", "preprocess.json", "infer.py", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
+    *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
+)
 CHAIN = [stage.NAME for stage in STAGES if stage is not baseline]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
@@ -77,15 +82,21 @@ def metrics(work: Path) -> dict[str, float]:
 def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
     left = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
     assert left == {
-        *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md"),
+        *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md", "junit.xml", "report.html"),
         *(
             f"stages/train/{name}"
             for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
-        *(f"stages/export/{name}" for name in ("model.onnx", "dense.onnx", "result.json")),
-        *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "result.json")),
-        *(f"stages/report/{name}" for name in ("summary.md", "result.json")),
+        *(
+            f"stages/export/{name}"
+            for name in ("model.onnx", "dense.onnx", "layers.json", "structure.json", "result.json")
+        ),
+        *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "flips.json", "result.json")),
+        *(f"bundle/{name}" for name in BUNDLE),
+        *(f"stages/bundle/bundle/{name}" for name in BUNDLE),
+        *("bundle.zip", "stages/bundle/bundle.zip", "stages/bundle/result.json"),
+        *(f"stages/report/{name}" for name in ("summary.md", "junit.xml", "report.html", "result.json")),
     }
 
 
@@ -98,6 +109,22 @@ def test_metrics_are_flat_numbers_that_agree_with_each_other(work: Path, metrics
     assert metrics["size.shrunk_bytes"] == (work / "out/stages/export/model.onnx").stat().st_size
     parts = sum(metrics[f"time.{name}_s"] for name in CHAIN)
     assert metrics["time.total_s"] == pytest.approx(parts)
+
+
+def test_the_layers_cost_what_the_network_costs(work: Path, metrics: dict[str, float]) -> None:
+    layers = json.loads((work / "out/stages/export/layers.json").read_text())
+    assert [layer["name"] for layer in layers] == ["stem.0", "block.0", "block.3", "head.3"]
+    for network in ("dense", "shrunk"):
+        assert sum(layer[network] for layer in layers) == metrics[f"flops.{network}"]
+
+
+def test_the_structure_is_that_of_the_files(work: Path, metrics: dict[str, float]) -> None:
+    structure = json.loads((work / "out/stages/export/structure.json").read_text())
+    assert sorted(structure) == ["dense.onnx", "model.onnx"]
+    for name, told in structure.items():
+        assert told["sha256"] == sha256_file(work / "out/stages/export" / name)
+        assert (told["opset"], told["ir_version"]) == (18, 8)
+    assert structure["model.onnx"]["bytes"] == metrics["size.shrunk_bytes"]
 
 
 def test_the_delivered_file_reaches_the_recorded_accuracy_on_its_own(work: Path, metrics: dict[str, float]) -> None:
@@ -156,7 +183,7 @@ def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFix
     again = ["run", "--config", "config.yaml", "--output", "compared"]
     assert cli.main([*again, "--baseline"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("unchanged, skipped") == len(CHAIN) - 1  # the report is written anew
+    assert shown.count("unchanged, skipped") == len(CHAIN) - 3  # compared, packed and reported anew
     metrics = json.loads((work / "compared/metrics.json").read_text())
     dense, pruned = (
         json.loads((work / f"compared/stages/{stage}/history.json").read_text()) for stage in ("baseline", "train")
@@ -169,6 +196,10 @@ def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFix
     for text in (shown, (work / "compared/summary.md").read_text()):
         assert difference in text
         assert "training time" in text
+    flips = json.loads((work / "compared/stages/validate/flips.json").read_text())["dense_to_onnx"]
+    assert metrics["accuracy.drop"] == pytest.approx(metrics["accuracy.dense"] - metrics["accuracy.onnx"])
+    assert metrics["accuracy.drop"] == (flips["lost"] - flips["gained"]) / 360
+    assert metrics["accuracy.drop_low"] < metrics["accuracy.drop"] < metrics["accuracy.drop_high"]
     assert cli.main([*again, "--quiet"]) == 0
     assert "points" not in (work / "compared/summary.md").read_text()
     assert "accuracy.dense" not in json.loads((work / "compared/metrics.json").read_text())
@@ -222,6 +253,48 @@ def test_inspect_tells_what_can_be_pruned_and_how_far(
 
 
 @pytest.mark.parametrize(
+    ("limits", "code", "words"),
+    [
+        (["--min-accuracy", "0.3", "--max-size-mb", "1"], 0, ""),
+        (["--min-accuracy", "1"], 3, "gate failed: accuracy.onnx = "),
+        (["--max-size-mb", "0.001"], 3, "gate failed: size.shrunk_mb = "),
+        (["--max-latency-ms", "0.0000001"], {3, 4}, "latency.shrunk_p50_ms = "),
+        (["--min-speedup", "1000"], {3, 4}, "latency.speedup = "),
+        (
+            ["--max-accuracy-drop", "0.1"],
+            2,
+            "atopipe: --max-accuracy-drop compares with the dense network's accuracy: ",
+        ),
+    ],
+)
+def test_a_finished_run_can_be_judged_by_other_limits(
+    work: Path, capsys: pytest.CaptureFixture[str], limits: list[str], code: int | set[int], words: str
+) -> None:
+    shutil.rmtree(work / "judged", ignore_errors=True)
+    shutil.copytree(work / "out", work / "judged")
+    got = cli.main(["validate", "judged", *limits, "--quiet"])
+    assert got in (code if isinstance(code, set) else {code})
+    assert words in capsys.readouterr().err
+
+
+def test_the_gates_of_a_run_reach_the_build_server(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(work / "out", work / "built")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(work / "step.md"))
+    limits = ["--max-size-mb", "0.001", "--min-accuracy", "0.3"]
+    assert cli.main(["run", "--config", "config.yaml", "--output", "built", *limits, "--quiet"]) == 3
+    size = json.loads((work / "built/metrics.json").read_text())["size.shrunk_bytes"]
+    assert capsys.readouterr().err == f"atopipe: gate failed: size.shrunk_mb = {size / 1e6:.6g} is not at most 0.001\n"
+    gates = json.loads((work / "built/stages/validate/gates.json").read_text())
+    suite = ElementTree.parse(work / "built/junit.xml").getroot()[0]  # noqa: S314 - our own file
+    assert [case.get("name") for case in suite] == [gate["name"] for gate in gates]
+    assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["size.shrunk_mb"]
+    assert (work / "step.md").read_text() == (work / "built/summary.md").read_text() + "\n"
+
+
+@pytest.mark.parametrize(
     ("gates", "kind", "sentence"),
     [
         ({"flops.ratio": "fail"}, GateFailed, "gate failed: flops.ratio is bad"),
@@ -231,6 +304,11 @@ def test_inspect_tells_what_can_be_pruned_and_how_far(
             "the delivered model is not the trained one: parity.max_rel_diff is bad",
         ),
         ({"speed": "inconclusive"}, Inconclusive, "inconclusive: speed is bad: measure again with 'atopipe validate "),
+        (
+            {"accuracy.drop": "inconclusive"},
+            Inconclusive,
+            "inconclusive: accuracy.drop is bad: more validation images would narrow the interval",
+        ),
     ],
 )
 def test_gates_decide_the_exit_code(

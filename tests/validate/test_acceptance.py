@@ -33,6 +33,11 @@ PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
             "latency.ratio = 0.7 (between 0.65 and 0.8) is not at most 0.6",
         ),
         (Gate("latency.ratio", None, 0.6), INCONCLUSIVE, "latency.ratio was not measured"),
+        (
+            Gate("speed", 2.0, 1.5, Bound.AT_LEAST, (1.9, 2.1), "the machine was busy"),
+            INCONCLUSIVE,
+            "speed = 2 proves nothing: the machine was busy",
+        ),
         (Gate("parity", math.nan, 1e-4), FAIL, "parity is not a number"),
         (Gate("parity", 1.0, 2.0, interval=(0.5, math.nan)), FAIL, "parity is not a number"),
     ],

@@ -61,3 +61,19 @@ def test_what_has_no_accuracy_is_refused() -> None:
         measure_accuracy(lambda images: one_hot(images) * np.nan, batches_of([1], [1], 1))
     with pytest.raises(AccuracyError, match=r"^the labels go from 1 to 10, but the model has 10 classes$"):
         measure_accuracy(one_hot, batches_of([1, 2], [1, 10], 2))
+
+
+@pytest.mark.parametrize(("lost", "gained", "count"), [(0.02, 0.02, 300), (0.06, 0.01, 150), (0.005, 0.0, 400)])
+def test_the_interval_of_the_drop_covers_the_truth_in_95_of_100_samples(lost: float, gained: float, count: int) -> None:
+    drawn = np.random.default_rng(0).multinomial(count, [lost, gained, 1 - lost - gained], size=2000)
+    intervals = [Flips(count, int(s), int(g), int(n)).drop_interval() for n, g, s in drawn]
+    assert np.mean([low <= lost - gained <= high for low, high in intervals]) >= 0.94
+
+
+def test_the_drop_counts_what_was_lost_less_what_was_gained() -> None:
+    change = Flips(100, same=94, gained=1, lost=3)
+    low, high = change.drop_interval()
+    assert change.drop == 0.02
+    assert -0.04 < low < 0 < 0.02 < high < 0.08
+    assert Flips(10, same=0, gained=0, lost=10).drop_interval()[1] == 1
+    assert Flips(10, same=10, gained=0, lost=0).drop == 0

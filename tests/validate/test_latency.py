@@ -9,6 +9,7 @@ from atopipe.validate.latency import (
     DISCARDED,
     MAX_RUNS,
     MIN_BLOCKS,
+    MIN_KEPT,
     Arm,
     Comparison,
     LatencyError,
@@ -91,3 +92,30 @@ def test_a_slow_pair_gets_fewer_runs_per_turn() -> None:
 def test_a_batch_that_cannot_be_made_is_refused(batch: int, models, images) -> None:
     with pytest.raises(LatencyError, match=rf"^a batch of {batch} cannot be made from 20 images: choose 1 to 20$"):
         compare_latency(models[8], models[8], images, batch=batch)
+
+
+def test_the_interval_of_a_latency_holds_its_median(models, images) -> None:
+    result = compare_latency(models[8], models[32], images, budget_s=0.3)
+    for arm in (result.dense, result.shrunk):
+        if arm.interval_ms is not None:
+            assert arm.interval_ms[0] <= arm.p50_ms <= arm.interval_ms[1]
+    assert (result.doubt is None) == (result.ratio is not None and result.kept >= MIN_KEPT)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kept", "doubt"),
+    [
+        (Interval(1.0, 0.9, 1.1), 0.9, None),
+        (Interval(1.0, 0.9, 1.1), 0.5, "only 50 % of the runs kept their processor"),
+        (None, 0.9, "only 3 blocks of runs were left undisturbed"),
+    ],
+)
+def test_a_measurement_on_a_busy_machine_is_doubted(ratio: Interval | None, kept: float, doubt: str | None) -> None:
+    arm = Arm(0, None, None)
+    assert Comparison(arm, arm, ratio, 3, kept, 1, 1, 1.0).doubt == doubt
+
+
+def test_a_machine_that_finds_a_model_unlike_itself_is_doubted() -> None:
+    arm = Arm(0, None, None)
+    test = NullTest(Comparison(arm, arm, Interval(1.25, 1.2, 1.3), 10, 1.0, 1, 1, 1.0), 0.02)
+    assert test.doubt == "measured against itself, a model showed 1.250 times its own latency on this machine"

@@ -1,0 +1,41 @@
+"""MODEL_CARD.md: what the delivered model is, what was measured, and how to run it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atopipe.pipeline.summary import Summary
+
+FEW = 10
+BODY = """
+## Input and output
+
+`images`: float32 [batch, 3, {height}, {width}], made from an image as `preprocess.json` says; `infer.py` does it. The
+batch size is free.
+
+`logits`: float32 [batch, {classes}], in the order of `labels.txt`: {labels}.
+
+## Use
+
+```sh
+pip install numpy onnxruntime pillow
+python infer.py --selftest
+python infer.py --image photo.jpg
+```
+
+## What the figures cover
+
+Accuracy was measured on the validation images that came with the training data, latency on the machine that trained;
+`python infer.py --bench` measures yours. Nothing is known of images of another kind.
+
+SHA-256 of model.onnx: `{digest}`
+"""
+
+
+def model_card(summary: Summary, labels: Sequence[str], preprocessing: Mapping[str, Any], digest: str) -> str:
+    """Markdown with the front matter that model hubs read; the figures are those of the run's summary."""
+    front = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": ["pruning", "onnxruntime"]}
+    height, width = preprocessing["size"]
+    shown = ", ".join(labels[:FEW]) + (f", ... ({len(labels)} in all)" if len(labels) > FEW else "")
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", summary.as_markdown()]
+    return "\n".join(lines) + BODY.format(height=height, width=width, classes=len(labels), labels=shown, digest=digest)

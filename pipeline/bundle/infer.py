@@ -1,0 +1,211 @@
+"""Classify images with the model beside this file. Needs numpy, onnxruntime and pillow, nothing else.
+
+python infer.py --image photo.jpg             the five likeliest classes
+python infer.py --selftest                    are the files whole, and does this machine compute what was recorded?
+python infer.py --bench --json > device.json  the same, and how fast; `atopipe report RUN --add device.json` reads it
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+HERE = Path(__file__).resolve().parent
+TOLERANCE = 1e-4  # of the logits' standard deviation
+PHOTO_TOLERANCE = 2.5 / 255  # of a pixel: another version of pillow may round differently
+DISTURBED = 1.05  # a run that took this many times its processor time waited for another process
+
+Floats = NDArray[np.float32]
+Settings = dict[str, Any]
+
+
+class Failed(Exception):
+    """The bundle is not what it should be here. One sentence."""
+
+
+def preprocess(image: Image.Image, settings: Settings) -> Floats:
+    """Turn an image into the network's input [3, H, W], as preprocess.json says."""
+    return normalise(to_pixels(image, settings["resize"], settings["size"]), settings)
+
+
+def to_pixels(image: Image.Image, resize: tuple[int, int], crop: tuple[int, int]) -> NDArray[np.uint8]:
+    """Upright, over white, RGB, scaled to just cover `resize`, and the central `crop` of that: uint8 [3, H, W]."""
+    image = to_rgb(ImageOps.exif_transpose(image))
+    scale = max(resize[0] / image.height, resize[1] / image.width)
+    height, width = max(resize[0], round(image.height * scale)), max(resize[1], round(image.width * scale))
+    if (height, width) != (image.height, image.width):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    return np.asarray(image)[top : top + crop[0], left : left + crop[1]].transpose(2, 0, 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey
+        return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def normalise(pixels: NDArray[np.uint8], settings: Settings) -> Floats:
+    """uint8 [..., 3, H, W] -> float32: divided by 255, less the mean, divided by the deviation, per channel."""
+    mean, std = (np.asarray(settings[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    result: Floats = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return result
+
+
+def open_model(threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: ort.InferenceSession, images: Floats) -> Floats:
+    logits: Floats = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return logits
+
+
+def read_labels() -> list[str]:
+    return (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
+
+
+def read_settings() -> Settings:
+    settings: Settings = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
+    return settings
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def classify(path: Path, threads: int) -> list[tuple[str, float]]:
+    """The five likeliest classes and their probabilities."""
+    with Image.open(path) as image:
+        logits = run(open_model(threads), preprocess(image, read_settings())[None])[0].astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    labels = read_labels()
+    return [(labels[index], float(shares[index])) for index in shares.argsort()[::-1][:5]]
+
+
+def selftest(threads: int) -> Settings:
+    """Files, preprocessing and logits against what was recorded; raises Failed at the first that differs."""
+    for line in (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        if not (HERE / name).is_file() or sha256(HERE / name) != digest:
+            raise Failed(f"{name} is missing or not the file that was shipped: unpack the bundle again")
+    session, settings = open_model(threads), read_settings()
+    stored = session.get_modelmeta().custom_metadata_map
+    if json.loads(stored["labels"]) != read_labels():
+        raise Failed("labels.txt does not hold the labels that are stored in model.onnx")
+    if json.loads(stored["preprocessing"]) != settings:
+        raise Failed("preprocess.json does not hold the preprocessing that is stored in model.onnx")
+    with np.load(HERE / "samples" / "samples.npz") as samples:
+        pixels, images, wanted = samples["pixels"], samples["images"], samples["logits"]
+        photo = preprocess(Image.fromarray(samples["photo"]), settings)
+        photo_off = float(np.abs((photo - samples["photo_input"]) * np.asarray(settings["std"])[:, None, None]).max())
+    if np.abs(normalise(pixels, settings) - images).max() > 1e-6:
+        raise Failed("the pixels of the samples do not become the recorded input: mean or std is wrong")
+    if photo_off > PHOTO_TOLERANCE:
+        raise Failed(
+            f"a photo is scaled or cut otherwise than recorded: a pixel is off by {255 * photo_off:.1f} of 255"
+        )
+    off = max(float(np.abs(run(session, images[:size]) - wanted[:size]).max()) for size in (1, len(images)))
+    limit = TOLERANCE * float(wanted.std())
+    if not off <= limit:  # a logit that is not a number fails as well
+        raise Failed(
+            f"a logit is off by {off:.3g}, and at most {limit:.3g} is allowed: this machine computes otherwise"
+        )
+    return {"passed": True, "samples": len(images), "max_abs_diff": off, "photo_max_diff": photo_off}
+
+
+def bench(threads: int, seconds: float) -> Settings:
+    """Load time, and the latency of one image after warm-up; runs which lost the processor are left out."""
+    start = time.perf_counter()
+    session = open_model(threads)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    with np.load(HERE / "samples" / "samples.npz") as samples:
+        images = samples["images"]
+    clock = time.thread_time if threads == 1 else time.process_time
+    rows: list[tuple[float, float]] = []
+    begin = time.perf_counter()
+    while len(rows) < 10 or time.perf_counter() - begin < 1.2 * seconds:
+        wall, cpu = time.perf_counter(), clock()
+        run(session, images[len(rows) % len(images)][None])
+        rows.append((time.perf_counter() - wall, clock() - cpu))
+    counted = np.array(rows[len(rows) // 6 :])  # the first sixth of the time is warm-up
+    kept = counted[counted[:, 0] <= DISTURBED * counted[:, 1], 0]
+    if not len(kept):
+        raise Failed("no run kept its processor from start to end: stop what else runs here, and try again")
+    result: Settings = {"p50_ms": 1e3 * float(np.median(kept)), "runs": len(kept), "kept": len(kept) / len(counted)}
+    if len(kept) >= 64:  # fewer do not know the tail
+        result["p90_ms"] = 1e3 * float(np.quantile(kept, 0.9))
+    return {**result, "load_ms": load_ms}
+
+
+def device(threads: int) -> Settings:
+    return {
+        "cpu": cpu_name(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "onnxruntime": ort.__version__,
+        "threads": threads,
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--image", type=Path, metavar="FILE", help="classify this image")
+    task.add_argument("--selftest", action="store_true", help="check the bundle on this machine")
+    task.add_argument("--bench", action="store_true", help="check the bundle, then measure its latency")
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime (default 1)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    try:
+        if options.image:
+            found = classify(options.image, options.threads)
+            print(json.dumps(dict(found)) if options.json else "\n".join(f"{p:7.2%}  {name}" for name, p in found))
+            return 0
+        result = {"model_sha256": sha256(HERE / "model.onnx"), "device": device(options.threads)}
+        result["selftest"] = selftest(options.threads)
+        if options.bench:
+            result["bench"] = bench(options.threads, options.seconds)
+    except (Failed, OSError, ValueError, KeyError) as error:
+        print(f"infer.py: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=2) if options.json else told(result))
+    return 0
+
+
+def told(result: Settings) -> str:
+    test = result["selftest"]
+    lines = [f"selftest passed: {test['samples']} samples, logits off by at most {test['max_abs_diff']:.3g}"]
+    if "bench" in result:
+        timed = result["bench"]
+        lines.append(f"latency {timed['p50_ms']:.3g} ms (median of {timed['runs']} runs, {result['device']['cpu']})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What other machines measured of a run's model: the output of the bundle's `infer.py --bench --json`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atopipe.pipeline.errors import MissingError, UsageError
+from atopipe.pipeline.run_directory import RunDirectory, write_json
+
+FOLDER = "devices"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Host(_Part):
+    """The machine that measured."""
+
+    cpu: str
+    machine: str
+    system: str
+    onnxruntime: str
+    threads: Annotated[int, Field(ge=1)]
+
+
+class Selftest(_Part):
+    """The largest difference of a logit from the recorded ones."""
+
+    passed: bool
+    max_abs_diff: Annotated[float, Field(ge=0)]
+
+
+class Bench(_Part):
+    """The latency of one image: median of so many runs, which are the fraction `kept` of all."""
+
+    p50_ms: Annotated[float, Field(gt=0)]
+    runs: Annotated[int, Field(ge=1)]
+    kept: Annotated[float, Field(gt=0, le=1)]
+
+
+class Device(_Part):
+    """What one machine found."""
+
+    model_sha256: str
+    device: Host
+    selftest: Selftest
+    bench: Bench
+
+    def sentence(self) -> str:
+        """One line for the summary."""
+        host, threads = self.device, "1 thread" if self.device.threads == 1 else f"{self.device.threads} threads"
+        return (
+            f"{self.bench.p50_ms:.3g} ms on {host.cpu} ({host.machine}, {threads}, ONNX Runtime {host.onnxruntime}; "
+            f"median of {self.bench.runs} runs), logits off by at most {self.selftest.max_abs_diff:.2g}"
+        )
+
+
+def add_device(run: RunDirectory, file: Path) -> None:
+    """Keeps the measurements of `file` with the run; UsageError where they are none, or of another model."""
+    try:
+        device = Device.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise MissingError(f"device file '{file}' cannot be read: {error.strerror}") from None
+    except (ValueError, ValidationError):
+        remedy = "give what 'python infer.py --bench --json' printed on the device"
+        raise UsageError(f"device file '{file}' holds no measurements: {remedy}") from None
+    result = run.result("export")
+    delivered = result.artifacts["model.onnx"] if result else "none"
+    if device.model_sha256 != delivered:
+        raise UsageError(
+            f"device file '{file}' is about another model ({device.model_sha256[:12]}, "
+            f"this run's is {delivered[:12]}): measure with this run's bundle"
+        )
+    (run.root / FOLDER).mkdir(exist_ok=True)
+    name = "".join(c if c.isalnum() else "-" for c in f"{device.device.cpu} {device.device.threads}")
+    write_json(run.root / FOLDER / f"{name.lower()}.json", device.model_dump())
+
+
+def devices_of(run: RunDirectory) -> list[Device]:
+    """All that was added and is about the model as it is now."""
+    result = run.result("export")
+    files = sorted((run.root / FOLDER).glob("*.json"))
+    found = [Device.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+    return [device for device in found if result and device.model_sha256 == result.artifacts["model.onnx"]]

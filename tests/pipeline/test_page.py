@@ -1,0 +1,101 @@
+"""The page of a run: whole, self-contained, and without complaint in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from atopipe.pipeline.page import _layers, _natural
+from atopipe.pipeline.run_directory import RunDirectory
+
+SECTIONS = ("verdict", "gates", "accuracy", "latency", "training", "widths", "flops", "certificate", "environment")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+VOID = {"meta", "link", "br"}
+
+
+class Tags(HTMLParser):
+    """Every element with its attributes, and what was opened but not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> str:
+    return (finished / "out/report.html").read_text(encoding="utf-8")
+
+
+def ids(text: str) -> Iterator[str]:
+    return (str(attributes["id"]) for _, attributes in Tags(text).seen if "id" in attributes)
+
+
+def test_the_page_has_every_section_and_the_verdict_first(page: str) -> None:
+    assert tuple(ids(page)) == SECTIONS
+    assert Tags(page).open == []
+
+
+def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
+    asked = [
+        value
+        for _, attributes in Tags(page).seen
+        for name, value in attributes.items()
+        if name in {"src", "href", "srcset", "action", "data"}
+    ]
+    assert asked == ["data:,"]
+    assert not re.search(r"@import|url\(|<script|<iframe", page)
+
+
+def test_the_page_says_what_was_measured(finished: Path, page: str) -> None:
+    metrics = json.loads((finished / "out/metrics.json").read_text())
+    gates = json.loads((finished / "out/stages/validate/gates.json").read_text())
+    manifest = json.loads((finished / "out/manifest.json").read_text())
+    assert f"{100 * metrics['flops.ratio']:.1f} %" in page
+    assert f"{100 * metrics['accuracy.onnx']:.2f} %" in page
+    assert [gate["reason"] for gate in gates if gate["reason"] not in page] == []
+    digests = {stage["stage"]: stage["digest"] for stage in manifest["stages"]}
+    assert [name for name, digest in digests.items() if digest not in page] == ["report"]
+    assert "opset 18, IR version 8" in page
+    assert page.count("<svg ") == 3  # training, the dense training, widths
+
+
+def test_layers_are_shown_in_order_and_add_up(finished: Path) -> None:
+    run = RunDirectory.open(finished / "out")
+    shown = _layers(run)
+    metrics = json.loads((finished / "out/metrics.json").read_text())
+    assert [layer["name"] for layer in shown] == ["0", "5"]
+    assert sum(layer["shrunk"] for layer in shown) == metrics["flops.shrunk"]
+    assert max(layer["whole"] for layer in shown) == 1
+    assert sorted(["layer10.a", "layer2.b", "layer2.a"], key=_natural) == ["layer2.a", "layer2.b", "layer10.a"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_without_complaint(finished: Path, tmp_path: Path, width: int) -> None:
+    command = [
+        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+        *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr"),
+        *("--dump-dom", (finished / "out/report.html").as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    assert re.findall(r'<(?:section|header) id="(\w+)"', done.stdout) == list(SECTIONS)
