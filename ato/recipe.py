@@ -42,7 +42,7 @@ class PhaseSettings:
 
     dense: float = 0.1
     search: float = 0.25
-    decay: float = 0.1
+    decay: float = 0.075
 
     def __post_init__(self) -> None:
         _require("phases.dense", self.dense, 0 <= self.dense < 1, "in [0, 1)")
@@ -57,6 +57,7 @@ class ControllerSettings:
     """How the controller network searches for the mask (ATO, section 3.2; symbols of its released code in brackets).
 
     `every`: weight steps between two controller steps, fewer where a run would have less than `least_steps` of them;
+    `batch_share`: the part of a batch that such a step looks at;
     `offset` [base] and `temperature` [T] of the Gumbel-sigmoid;
     `budget_weight` [2 * reg_w] and `margin` (half-width of the penalty's dead zone, a fraction of the dense FLOPs);
     `anneal`: fraction of the search during which the budget falls from 1 to the target; `statistics`: what the
@@ -67,6 +68,7 @@ class ControllerSettings:
     weight_decay: float = 0.01
     every: int = 10
     least_steps: int = 200
+    batch_share: float = 0.5
     offset: float = 3.0
     temperature: float = 0.4
     budget_weight: float = 8.0
@@ -79,6 +81,7 @@ class ControllerSettings:
         _require("controller.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("controller.every", self.every, self.every >= 1, "1 or more")
         _require("controller.least_steps", self.least_steps, self.least_steps >= 1, "1 or more")
+        _require("controller.batch_share", self.batch_share, 0 < self.batch_share <= 1, "above 0 and at most 1")
         _require("controller.temperature", self.temperature, self.temperature > 0, "above 0")
         _require("controller.budget_weight", self.budget_weight, self.budget_weight > 0, "above 0")
         _require("controller.margin", self.margin, 0 <= self.margin < 0.1, "in [0, 0.1)")

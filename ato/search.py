@@ -1,5 +1,6 @@
 """The search for a mask: the controller learns from the masked network's loss and from the budgets (ATO, eq. 3)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -81,6 +82,8 @@ class Search:
 
         `progress`: the part of the search that is over, in (0, 1].
         """
+        count = max(2, math.ceil(self.settings.batch_share * len(images)))  # one image has no statistics
+        images, labels = images[:count], labels[:count]
         logits = self.scores()
         with (
             STATISTICS[self.settings.statistics](self.model),
@@ -95,6 +98,11 @@ class Search:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
+
+    def retire(self) -> None:
+        """Let go of what only `step` needs: the mask is found."""
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def snapshot(self) -> Snapshot:
         """The controller and its optimiser as they are now."""

@@ -66,9 +66,15 @@ class GroupSlices:
             sums.index_add_(0, part.lookup, product.reshape(len(product), -1).sum(1))
         return sums[:-1]
 
+    @torch.no_grad()
     def norms(self) -> Tensor:
         """Euclidean norm of each group over all its slices, [G]."""
-        return self.products(self.parameters, self.parameters).sqrt()
+        squares = self.slices[0].parameter.new_zeros(self.total + 1)
+        for part in self.slices:
+            others = [dim for dim in range(part.parameter.dim()) if dim != part.dim]
+            lengths = torch.linalg.vector_norm(part.parameter, dim=others) if others else part.parameter
+            squares.index_add_(0, part.lookup, lengths.square())
+        return squares[:-1].sqrt()
 
     @property
     def parameters(self) -> list[Tensor]:

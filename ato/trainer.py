@@ -108,6 +108,7 @@ class Trainer:
     def _freeze(self, mask: Tensor) -> None:
         replicas.agree(mask)
         self.frozen_mask, self.removed = mask, (mask < 0.5).to(self.device)
+        self.search.retire()
 
     def _cut(self) -> None:
         """Go on with the small network: zero groups can never matter again, so keeping them would only cost time."""

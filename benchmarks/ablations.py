@@ -48,7 +48,14 @@ def controller(**settings: Any) -> Callable[[Recipe], Recipe]:
 def authors(recipe: Recipe) -> Recipe:
     """The settings of the authors' code, but for the phases, and for the decay, which still ends at zero."""
     settings = ControllerSettings(
-        learning_rate=1e-3, every=20, least_steps=1, budget_weight=8.0, margin=0.005, anneal=0.0, statistics="running"
+        learning_rate=1e-3,
+        every=20,
+        least_steps=1,
+        batch_share=1.0,
+        budget_weight=8.0,
+        margin=0.005,
+        anneal=0.0,
+        statistics="running",
     )
     return dataclasses.replace(recipe, controller=settings, projection=ProjectionSettings(10.0, 1000.0))
 
@@ -70,6 +77,7 @@ ORIGINS: dict[str, Variant] = {
 SETTINGS: dict[str, Variant] = {
     "running statistics": Variant(change=controller(statistics="running")),
     "no annealing": Variant(change=controller(anneal=0.0)),
+    "whole batches": Variant(change=controller(batch_share=1.0)),
     "controller every 2nd step": Variant(change=controller(every=2)),
 }
 DEFAULTS, PHASES = RECIPE.controller, RECIPE.phases
