@@ -66,7 +66,7 @@ class ControllerSettings:
 
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    every: int = 10
+    every: int = 12
     least_steps: int = 200
     batch_share: float = 0.5
     offset: float = 3.0

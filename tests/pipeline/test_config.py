@@ -51,7 +51,7 @@ def test_the_recipe_for_cifar_is_the_usual_one_and_the_rest_is_the_default() -> 
     recipe = load_config(None, {**GIVEN, "recipe": "cifar"}).recipe
     assert recipe.weights == WeightSettings("sgd", 0.1, 0.0005, warmup=0.025, label_smoothing=0.0)
     assert (recipe.epochs, recipe.batch_size, recipe.phases) == (200, 128, PhaseSettings())
-    assert recipe.controller == ControllerSettings(every=10)
+    assert recipe.controller == ControllerSettings()
 
 
 def test_threads_are_no_part_of_the_identity() -> None:
