@@ -58,7 +58,13 @@ CONFIG = """
 model: small_for_jobs:net
 target_flops: 0.5
 data: small_for_jobs:spots
-recipe: {epochs: 5, batch_size: 32, align: 1, precision: float32, weights: {optimizer: sgd, learning_rate: 0.1}}
+recipe:
+  epochs: 5
+  batch_size: 32
+  align: 1
+  precision: float32
+  weights: {optimizer: sgd, learning_rate: 0.1}
+  controller: {batch_share: 1.0}
 baseline: true
 device: cpu
 threads: 1
