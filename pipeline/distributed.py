@@ -114,9 +114,10 @@ def shared(content: bytes | None) -> bytes:
 
     size = torch.tensor(len(content or b""))
     replicas.agree(size)
-    carrier = torch.frombuffer(bytearray(content or bytes(int(size))), dtype=torch.uint8) if size else torch.empty(0)
-    if size:
-        replicas.agree(carrier)
+    if not size:
+        return b""
+    carrier = torch.frombuffer(bytearray(content or bytes(int(size))), dtype=torch.uint8)
+    replicas.agree(carrier)
     return carrier.numpy().tobytes()
 
 

@@ -1,7 +1,7 @@
 """The options of the commands: what makes a configuration, what starts a run, what is shown, what must hold."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -59,7 +59,7 @@ def configured(command: Command) -> Command:
         ),
         _option("--threads", metavar="N", help="CPU threads (default: all that this process may use)."),
     ]
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+    return _added(options, command)
 
 
 def written(command: Command) -> Command:
@@ -74,7 +74,7 @@ def written(command: Command) -> Command:
             help="Rehearse removal, export and parity before the first epoch (default).",
         ),
     ]
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), shown(command))
+    return _added(options, shown(command))
 
 
 def gated(command: Command) -> Command:
@@ -90,7 +90,7 @@ def gated(command: Command) -> Command:
         _option("--max-latency-ms", metavar="MS", help="Median latency of one image at most this."),
         _option("--max-size-mb", metavar="MB", help="The ONNX file at most so large, in millions of bytes."),
     ]
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+    return _added(options, command)
 
 
 def shown(command: Command) -> Command:
@@ -102,6 +102,11 @@ def shown(command: Command) -> Command:
             "--force", is_flag=True, help="Run again what is complete, and replace another configuration's run."
         ),
     ]
+    return _added(options, command)
+
+
+def _added(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    """The command with the options, shown in their order."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 

@@ -6,15 +6,13 @@ compared in ONNX Runtime. It takes seconds, and fails before the first epoch rat
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
@@ -94,22 +92,12 @@ def _export(small: "nn.Module", example: "Tensor", generator: "torch.Generator")
     import torch
 
     from atopipe.export.onnx import export_onnx
+    from atopipe.pipeline.networks import as_function
     from atopipe.validate.parity import measure_parity
 
     images = torch.randn((1, *example.shape[1:]), generator=generator).numpy()  # exported with a batch of two
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         report = export_onnx(small, example, path, metadata={})
-        parity = measure_parity(_network(small.eval()), path, images, batch_sizes=(1,))
+        parity = measure_parity(as_function(small.eval(), torch.device("cpu")), path, images, batch_sizes=(1,))
     return parity.max_rel_diff, parity.tolerance, report.opset, report.bytes
-
-
-def _network(model: "nn.Module") -> "Callable[[NDArray[np.float32]], NDArray[np.float32]]":
-    import torch
-
-    @torch.inference_mode()
-    def network(images: "NDArray[np.float32]") -> "NDArray[np.float32]":
-        logits: torch.Tensor = model(torch.from_numpy(images))
-        return logits.numpy()
-
-    return network
