@@ -170,12 +170,16 @@ def _layers(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _parity(run: RunDirectory) -> dict[str, Any]:
     """What was compared, and how far it was off."""
+    from atopipe.validate.parity import ROUNDING_LIMIT
+
     parity: dict[str, Any] = _read(run, "validate", "parity.json")
     cases: Sequence[Mapping[str, Any]] = parity["cases"]
     return {
         **parity,
         "batches": ", ".join(map(str, sorted({case["batch"] for case in cases}))),
         "count": len(cases),
+        "providers": ", ".join(sorted({case["provider"] for case in cases})),
+        "rounding_limit": ROUNDING_LIMIT,
     }
 
 

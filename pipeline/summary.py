@@ -9,6 +9,8 @@ from atopipe.pipeline.config import COST_NAMES
 GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",
     "parity.max_rel_diff": "torch = ONNX Runtime",
+    "parity.float64_rel_diff": "float64 = ONNX Runtime",
+    "parity.rounding_ratio": "rounding against torch's",
     "flops.ratio": "FLOPs within target",
     "params.ratio": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
-from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
+from atopipe.pipeline.networks import accuracy_of, as_function, in_float64, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory, write_json
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline
@@ -33,7 +33,8 @@ LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 PARITY_IMAGES = 32
 LOSSLESS_LIMIT = 1e-10
 ONE_IMAGE = 1
-EQUIVALENCE_GATES = ("lossless.max_rel_diff", "parity.max_rel_diff")
+PARITY_GATES = ("parity.max_rel_diff", "parity.float64_rel_diff", "parity.rounding_ratio")
+EQUIVALENCE_GATES = ("lossless.max_rel_diff", *PARITY_GATES)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def run(context: Context) -> dict[str, float]:
         **_drop_metrics(found.flips),
         "parity.max_abs_diff": found.parity.max_abs_diff,
         "parity.max_rel_diff": found.parity.max_rel_diff,
+        "parity.float64_rel_diff": found.parity.float64_rel_diff,
+        "parity.rounding_ratio": found.parity.rounding_ratio,
         **_latency_metrics(found.latency),
     }
 
@@ -71,7 +74,7 @@ def _measure(context: Context) -> Findings:
     from atopipe.validate.accuracy import flips
     from atopipe.validate.latency import compare_latency
     from atopipe.validate.parity import measure_parity
-    from atopipe.validate.session import open_session
+    from atopipe.validate.session import open_session, usable_providers
 
     workspace, config = context.workspace, context.config
     delivered, dense = context.input("export", "model.onnx"), context.input("export", "dense.onnx")
@@ -79,7 +82,14 @@ def _measure(context: Context) -> Findings:
     device = workspace.device
     small = load_shrunk(context)
     # The reference is the CPU's arithmetic: a GPU may convolve with shorter mantissas (TF32).
-    parity = measure_parity(as_function(small, torch.device("cpu")), delivered, images, seed=config.seed)
+    parity = measure_parity(
+        as_function(small, torch.device("cpu")),
+        delivered,
+        images,
+        exact=in_float64(small),
+        seed=config.seed,
+        providers=usable_providers(delivered),
+    )
     accuracies = {
         "masked": accuracy_of(context, as_function(load_trained(context), device)),
         "shrunk": accuracy_of(context, as_function(small, device)),
@@ -132,12 +142,15 @@ def _remedy(unclear: Mapping[str, str], run: RunDirectory) -> str:
 def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
     """What every delivered model must reach, whatever its settings."""
     from atopipe.validate.acceptance import Gate
+    from atopipe.validate.parity import ROUNDING_LIMIT
 
-    counted = _metrics_of(context, "shrink")
+    counted, parity = _metrics_of(context, "shrink"), found.parity
     onnx, shrunk = found.accuracies["onnx"], found.accuracies["shrunk"]
     return [
         Gate("lossless.max_rel_diff", counted.get("lossless.max_rel_diff"), LOSSLESS_LIMIT),
-        Gate("parity.max_rel_diff", found.parity.max_rel_diff, found.parity.tolerance),
+        Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
+        Gate("parity.float64_rel_diff", parity.float64_rel_diff, parity.tolerance),
+        Gate("parity.rounding_ratio", parity.rounding_ratio, ROUNDING_LIMIT),
         *(
             Gate(f"{cost}.ratio", counted.get(f"{cost}.ratio"), target)
             for cost, target in context.config.targets.items()
