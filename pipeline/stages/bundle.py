@@ -22,6 +22,7 @@ from atopipe.pipeline.networks import as_function, load_shrunk
 from atopipe.pipeline.run_directory import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages.report import summary_of
+from atopipe.pipeline.stages.validate import require_equivalence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ REPLAY_SECONDS = 300
 
 
 def run(context: Context) -> dict[str, float]:
+    require_equivalence(context.run)
     folder = context.folder / FOLDER
     (folder / "samples").mkdir(parents=True)
     shutil.copyfile(context.input("export", "model.onnx"), folder / "model.onnx")
