@@ -150,6 +150,13 @@ def _accuracy(metrics: Mapping[str, float]) -> Row | None:
     return Row("accuracy (top-1)", f"{dense:.4f}", f"{pruned:.4f}", f"{100 * (pruned - dense):+.2f} points")
 
 
+def needed_runtime(structure: Mapping[str, Any]) -> str:
+    """Which ONNX Runtime loads a file, from what was read back from it."""
+    if structure["runtime"]:
+        return f"loads in ONNX Runtime {structure['runtime']} and newer"
+    return "needs an ONNX Runtime newer than those whose versions are known"
+
+
 def milliseconds(value: float) -> str:
     return f"{value:.3g} ms"
 

@@ -52,10 +52,10 @@ def run(context: Context) -> dict[str, float]:
     write_text(folder / "labels.txt", "".join(f"{label}\n" for label in data.labels))
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
-    digest = sha256_file(folder / "model.onnx")
+    structure = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))["model.onnx"]
     settings = json.loads(data.preprocessing.to_json())
     summary = replace(summary_of(context.run), title=_title(context), model="model.onnx")
-    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, digest))
+    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, structure))
     write_json(folder / "manifest.json", _manifest(context, folder))
     write_sums(folder)
     replayed = _replay(folder)

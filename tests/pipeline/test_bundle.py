@@ -192,3 +192,10 @@ def test_the_measurements_of_a_device_become_a_line_of_the_report(
     assert cli.main(["report", "out", "--add", "device.json"]) == 2
     assert "holds no measurements: give what 'python infer.py --bench --json' printed" in capsys.readouterr().err
     assert cli.main(["report", "out", "--add", "nothing.json"]) == 5
+
+
+def test_the_card_says_what_the_file_needs(finished: Path) -> None:
+    bundle = finished / "out/bundle"
+    card = (bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "The file has opset 18 and IR version 8: it loads in ONNX Runtime 1.14 and newer.\n" in card
+    assert f"SHA-256 of model.onnx: `{sha256_file(bundle / 'model.onnx')}`" in card
