@@ -4,6 +4,7 @@ What is wrong with a bundle's labels, preprocessing, samples and checksums is in
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 from torch import nn
 
 from atopipe.export.onnx import export_onnx
 from atopipe.validate.parity import ParityError, measure_parity
-from atopipe.validate.session import ProviderError, SessionError, open_session
+from atopipe.validate.session import CPU, ProviderError, SessionError, open_session
 
 Change = Callable[[np.ndarray], np.ndarray]
 Fault = Callable[[ModelProto], None]
@@ -79,6 +81,10 @@ def newer_opset(model: ModelProto) -> None:
     model.opset_import[0].version = 999
 
 
+def older_opset(model: ModelProto) -> None:
+    model.opset_import[0].version = 17
+
+
 def second_input(model: ModelProto) -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
 
@@ -95,6 +101,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "unknown operator": (unknown_operator, "is no ONNX model that this ONNX Runtime can load"),
     "newer format": (newer_format, "is no ONNX model that this ONNX Runtime can load"),
     "newer opset": (newer_opset, "is no ONNX model that this ONNX Runtime can load"),
+    "opset downgrade": (older_opset, "is no ONNX model that this ONNX Runtime can load"),
     "second input": (second_input, "has 2 inputs and 1 outputs"),
 }
 
@@ -147,6 +154,37 @@ def test_a_truncated_file_is_caught(keep: int, models, net, layer_that_caught) -
 def test_a_provider_that_is_not_there_is_not_replaced_in_silence(models) -> None:
     with pytest.raises(ProviderError, match="the provider 'NoSuchExecutionProvider' cannot run the model"):
         open_session(models[8], provider="NoSuchExecutionProvider")
+
+
+class LostDevice:
+    """What ONNX Runtime's session stands on, once its provider has failed."""
+
+    def run(self, *_: object) -> None:
+        raise EPFail("the device is lost")
+
+    def is_webgpu_graph_capture_enabled(self) -> bool:
+        return False
+
+
+def test_a_provider_that_fails_in_the_middle_of_a_session_is_not_replaced(models, images) -> None:
+    session = open_session(models[8])
+    session.run(images)
+    session.runtime._sess = LostDevice()
+    with pytest.raises(SessionError, match=r"^the model cannot be run on float32 images .*: the device is lost$"):
+        session.run(images)
+
+
+def test_a_provider_that_was_replaced_in_the_middle_of_a_session_is_noticed(models, images, capsys) -> None:
+    session = replace(open_session(models[8]), provider="CUDAExecutionProvider")  # asked for, and once there
+    session.runtime._sess, session.runtime._fallback_providers = LostDevice(), [CPU]
+    session.runtime.enable_fallback()
+    with pytest.raises(ProviderError) as caught:
+        session.run(images)
+    assert "Falling back to ['CPUExecutionProvider']" in capsys.readouterr().out  # by ONNX Runtime itself
+    assert str(caught.value) == (
+        "the provider 'CUDAExecutionProvider' failed while the model ran, and ONNX Runtime went on with "
+        "'CPUExecutionProvider': repair its drivers and libraries, or ask for another provider"
+    )
 
 
 def test_a_sound_file_is_let_through(models, net, layer_that_caught) -> None:
