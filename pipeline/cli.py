@@ -14,6 +14,7 @@ import click
 
 from atopipe.pipeline.distributed import may_speak, this_job
 from atopipe.pipeline.errors import Failure, UsageError, explain
+from atopipe.pipeline.init import init
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
 from atopipe.pipeline.options import Given, Options, configured, gated, shown, written
 
@@ -187,6 +188,9 @@ def report(run_dir: Path, add: Path | None, machine: bool, quiet: bool, force: b
         add_device(run, add)
     display = open_display(quiet=quiet, machine=machine)
     _execute(["report"], run, display, force=force or add is not None, machine=machine)
+
+
+cli.add_command(init)
 
 
 @cli.command()
