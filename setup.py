@@ -49,6 +49,8 @@ setup(
     ],
     extras_require={
         "timm": ["timm>=1.0.15"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2", "alembic>=1.10"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

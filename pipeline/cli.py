@@ -115,7 +115,9 @@ def _start(
 ) -> None:
     from atopipe.pipeline.display import QuietDisplay, open_display
     from atopipe.pipeline.run_directory import RunDirectory
+    from atopipe.pipeline.tracking.mirror import NEEDS, mirrored
 
+    trackers = [name for name in NEEDS if options.pop(name)]
     config, job = _configuration(options), this_job()
     job.check_batch(config.recipe.batch_size)
     if job.rank > 0:
@@ -125,7 +127,8 @@ def _start(
     run = RunDirectory.create(Path(output) if output else _default_output(config), config, force=force)
     display = open_display(quiet=quiet, machine=machine)
     display.say(f"output  {run.root}")
-    _execute(names, run, display, force=force, machine=machine)
+    with mirrored(run, trackers, force=force, say=display.say):
+        _execute(names, run, display, force=force, machine=machine)
 
 
 def stage_command(name: str, summary: str, options: Options = lambda command: command) -> click.Command:

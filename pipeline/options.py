@@ -73,6 +73,8 @@ def written(command: Command) -> Command:
             "--preflight/--no-preflight",
             help="Rehearse removal, export and parity before the first epoch (default).",
         ),
+        click.option("--tensorboard", is_flag=True, help="Mirror the run in its folder tensorboard/."),
+        click.option("--mlflow", is_flag=True, help="Mirror the run in MLflow, by default in ./mlflow.db."),
     ]
     return _added(options, shown(command))
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +63,7 @@ class RunDirectory:
     def __init__(self, root: Path, config: Config) -> None:
         self.root = root
         self.config = config
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # are told what goes into events.jsonl
 
     @classmethod
     def create(cls, root: Path, config: Config, *, force: bool = False) -> "RunDirectory":
@@ -175,9 +176,11 @@ class RunDirectory:
 
     def event(self, kind: str, **fields: object) -> None:
         """Appends what happened to events.jsonl, one JSON object per line."""
-        line = json.dumps({"time": time.time(), "event": kind, **fields}, default=str)
+        event = {"time": time.time(), "event": kind, **fields}
         with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(event, default=str) + "\n")
+        for follow in self.followers:
+            follow(event)
 
     def metrics(self, stages: Sequence[StageSpec]) -> dict[str, float]:
         """The flat metrics of all current stages; times are summed, memory is the largest."""

@@ -20,6 +20,8 @@ CONFINED = {
     "torch.onnx": {"export/onnx.py"},
     "onnxruntime": {"validate/session.py", "pipeline/bundle/infer.py"},
     "onnxscript": {"export/onnx.py"},
+    "mlflow": {"pipeline/tracking/mlflow.py"},
+    "torch.utils.tensorboard": {"pipeline/tracking/tensorboard.py"},
     "pickle": set[str](),
 }
 HEAVY = (

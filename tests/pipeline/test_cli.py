@@ -58,7 +58,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     return code, captured.err.strip()
 
 
-COMMANDS = "bench, bundle, export, inspect, report, run, shrink, train, validate"
+COMMANDS = "bench, bundle, export, init, inspect, report, run, shrink, train, validate"
 RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
 
 
@@ -67,7 +67,11 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
     [
         (["rum"], 2, "atopipe: unknown command 'rum': did you mean run?"),
         (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {COMMANDS}"),
-        (["run", "--modell", "x"], 2, "atopipe: unknown option '--modell': did you mean --model or --model-args?"),
+        (
+            ["run", "--modell", "x"],
+            2,
+            "atopipe: unknown option '--modell': did you mean --model, --model-args or --mlflow?",
+        ),
         (
             ["run", "--target-flop=0.3"],
             2,
