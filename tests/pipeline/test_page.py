@@ -90,15 +90,21 @@ def test_layers_are_shown_in_order_and_add_up(finished: Path) -> None:
     assert sorted(["layer10.a", "layer2.b", "layer2.a"], key=_natural) == ["layer2.a", "layer2.b", "layer10.a"]
 
 
+def browser(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--enable-logging=stderr"]
+    command = [str(BROWSER), "--headless", *settings, f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_complaint(finished: Path, tmp_path: Path, width: int) -> None:
-    command = [
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr"),
-        *("--dump-dom", (finished / "out/report.html").as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0
+    done = browser(tmp_path, f"--window-size={width},900", "--dump-dom", (finished / "out/report.html").as_uri())
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     assert re.findall(r'<(?:section|header) id="(\w+)"', done.stdout) == list(SECTIONS)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+def test_it_prints_on_few_pages(finished: Path, tmp_path: Path) -> None:
+    browser(tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}", (finished / "out/report.html").as_uri())
+    assert len(re.findall(rb"/Type /Page\b", (tmp_path / "report.pdf").read_bytes())) <= 3
