@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.checkpoints import Checkpoints, StopRequest, unpacked
+from atopipe.pipeline.checkpoints import Checkpoints, unpacked
 from atopipe.pipeline.distributed import shared
+from atopipe.pipeline.files import write_json
+from atopipe.pipeline.interruption import StopRequest
 from atopipe.pipeline.networks import save_tensors
-from atopipe.pipeline.run_directory import EXECUTION, write_json
+from atopipe.pipeline.run_directory import EXECUTION
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:
