@@ -24,8 +24,17 @@ VALUES = "values"
 class Checkpoints:
     """The checkpoints in `folder` of the stage with this `key`, one every so many minutes and at every new phase."""
 
-    def __init__(self, folder: Path, key: str, minutes: float, stop: StopRequest, say: Callable[[str], None]) -> None:
-        self.folder, self.key, self.interval, self.stop, self.say = folder, key, 60 * minutes, stop, say
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        minutes: float,
+        stop: StopRequest,
+        say: Callable[[str], None],
+        record: Callable[[int, float], None] = lambda step, seconds: None,
+    ) -> None:
+        self.folder, self.key, self.interval, self.stop = folder, key, 60 * minutes, stop
+        self.say, self.record = say, record
         self.saved_at, self.cost, self.phase = time.monotonic(), 0.0, ""
 
     def latest(self) -> "Snapshot | None":
@@ -55,7 +64,8 @@ class Checkpoints:
         start = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         content = packed(snapshot)
-        file = self.folder / f"{snapshot.values['trainer']['steps']['finished']:012d}.json"
+        step = snapshot.values["trainer"]["steps"]["finished"]
+        file = self.folder / f"{step:012d}.json"
         write_bytes(file.with_suffix(".safetensors"), content)
         write_sealed(file, {"key": self.key, "content": sha256_bytes(content)})
         for old in sorted(self.folder.glob("*.json"))[:-KEPT]:
@@ -63,6 +73,7 @@ class Checkpoints:
             old.with_suffix(".safetensors").unlink(missing_ok=True)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - start
+        self.record(step, self.cost)
 
     def _read(self, file: Path) -> bytes | None:
         try:

@@ -45,9 +45,13 @@ def checkpointed(context: Context) -> "Iterator[Keeper]":
     In a job of several processes the first one keeps them, and all of them go on from its last.
     """
     run, job, stop = context.run, context.workspace.job, StopRequest()
-    minutes = context.config.checkpoint_minutes
     checkpoints = Checkpoints(
-        run.checkpoints(context.stage.NAME), run.key(context.stage), minutes, stop, context.display.say
+        run.checkpoints(context.stage.NAME),
+        run.key(context.stage),
+        context.config.checkpoint_minutes,
+        stop,
+        context.display.say,
+        lambda step, seconds: run.event("checkpoint", step=step, seconds=seconds),
     )
     if job.size > 1:
         yield Together(checkpoints, first=job.rank == 0)
