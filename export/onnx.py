@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
+from atopipe.export.runtimes import oldest_runtime
+
 OPSET = 18
 """The exporter's native opset: a lower one is silently not honoured, a higher one only shuts out older runtimes."""
 
@@ -42,10 +44,11 @@ class ExportError(Exception):
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, read back from the file itself."""
+    """What was written, read back from the file itself; `runtime`: the oldest ONNX Runtime that loads it, if known."""
 
     opset: int
     ir_version: int
+    runtime: str | None
     nodes: int
     bytes: int
     sha256: str
@@ -283,6 +286,7 @@ def _read_back(path: Path, opset: int) -> ExportReport:
     return ExportReport(
         opset=written,
         ir_version=proto.ir_version,
+        runtime=oldest_runtime(written, proto.ir_version),
         nodes=len(proto.graph.node),
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),

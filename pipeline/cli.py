@@ -13,6 +13,7 @@ import click
 
 from atopipe.pipeline.distributed import may_speak
 from atopipe.pipeline.errors import Failure, UsageError, explain
+from atopipe.pipeline.init import init
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
 from atopipe.pipeline.options import Given, Options, chosen, configured, gated, shown, written
 
@@ -174,6 +175,9 @@ def verify(run_dir: Path, machine: bool) -> None:
     from atopipe.pipeline.launch import verify_run
 
     verify_run(run_dir, machine=machine)
+
+
+cli.add_command(init)
 
 
 @cli.command()

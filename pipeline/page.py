@@ -12,7 +12,7 @@ from atopipe.pipeline.charts import training_chart, width_chart
 from atopipe.pipeline.config import COST_NAMES
 from atopipe.pipeline.environment import hardware, library_versions
 from atopipe.pipeline.run_directory import LIBRARIES, RunDirectory
-from atopipe.pipeline.summary import Summary, both_readings, gate_title, milliseconds, scaled
+from atopipe.pipeline.summary import Summary, both_readings, gate_title, milliseconds, needed_runtime, scaled
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LAYERS_SHOWN = 24  # the costliest; the rest are one row
@@ -65,7 +65,8 @@ def render(run: RunDirectory, summary: Summary) -> str:
         images=_images(run),
         charts=_charts(run),
         layers=_layers(run),
-        structure=_read(run, "export", "structure.json")["model.onnx"],
+        structure=(structure := _read(run, "export", "structure.json")["model.onnx"]),
+        runtime=needed_runtime(structure),
         parity=_parity(run),
         chain=[result for name in _stages(run) if (result := run.result(name))],
         environment=_environment(run),
@@ -170,12 +171,16 @@ def _layers(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _parity(run: RunDirectory) -> dict[str, Any]:
     """What was compared, and how far it was off."""
+    from atopipe.validate.parity import ROUNDING_LIMIT
+
     parity: dict[str, Any] = _read(run, "validate", "parity.json")
     cases: Sequence[Mapping[str, Any]] = parity["cases"]
     return {
         **parity,
         "batches": ", ".join(map(str, sorted({case["batch"] for case in cases}))),
         "count": len(cases),
+        "providers": ", ".join(sorted({case["provider"] for case in cases})),
+        "rounding_limit": ROUNDING_LIMIT,
     }
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atopipe.pipeline.summary import Summary
+from atopipe.pipeline.summary import Summary, needed_runtime
 
 FEW = 10
 BODY = """
@@ -16,6 +16,8 @@ batch size is free.
 `logits`: float32 [batch, {classes}], in the order of `labels.txt`: {labels}.
 
 ## Use
+
+The file has opset {opset} and IR version {ir_version}: it {runtime}.
 
 ```sh
 pip install numpy onnxruntime pillow
@@ -32,10 +34,24 @@ SHA-256 of model.onnx: `{digest}`
 """
 
 
-def model_card(summary: Summary, labels: Sequence[str], preprocessing: Mapping[str, Any], digest: str) -> str:
-    """Markdown with the front matter that model hubs read; the figures are those of the run's summary."""
+def model_card(
+    summary: Summary, labels: Sequence[str], preprocessing: Mapping[str, Any], structure: Mapping[str, Any]
+) -> str:
+    """Markdown with the front matter that model hubs read; the figures are those of the run's summary.
+
+    `structure`: what was read back from the file.
+    """
     front = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": ["pruning", "onnxruntime"]}
     height, width = preprocessing["size"]
     shown = ", ".join(labels[:FEW]) + (f", ... ({len(labels)} in all)" if len(labels) > FEW else "")
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", summary.as_markdown()]
-    return "\n".join(lines) + BODY.format(height=height, width=width, classes=len(labels), labels=shown, digest=digest)
+    return "\n".join(lines) + BODY.format(
+        height=height,
+        width=width,
+        classes=len(labels),
+        labels=shown,
+        digest=structure["sha256"],
+        opset=structure["opset"],
+        ir_version=structure["ir_version"],
+        runtime=needed_runtime(structure),
+    )

@@ -22,6 +22,7 @@ from atopipe.pipeline.files import files_in, sha256_file, write_bytes, write_jso
 from atopipe.pipeline.networks import as_function, load_shrunk
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages.report import summary_of
+from atopipe.pipeline.stages.validate import require_equivalence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ REPLAY_SECONDS = 300
 
 
 def run(context: Context) -> dict[str, float]:
+    require_equivalence(context.run)
     folder = context.folder / FOLDER
     (folder / "samples").mkdir(parents=True)
     shutil.copyfile(context.input("export", "model.onnx"), folder / "model.onnx")
@@ -50,10 +52,10 @@ def run(context: Context) -> dict[str, float]:
     write_text(folder / "labels.txt", "".join(f"{label}\n" for label in data.labels))
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
-    digest = sha256_file(folder / "model.onnx")
+    structure = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))["model.onnx"]
     settings = json.loads(data.preprocessing.to_json())
     summary = replace(summary_of(context.run), title=_title(context), model="model.onnx")
-    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, digest))
+    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, structure))
     write_json(folder / "manifest.json", _manifest(context, folder))
     write_sums(folder)
     replayed = _replay(folder)

@@ -125,7 +125,7 @@ def test_the_structure_is_that_of_the_files(work: Path, metrics: dict[str, float
     assert sorted(structure) == ["dense.onnx", "model.onnx"]
     for name, told in structure.items():
         assert told["sha256"] == sha256_file(work / "out/stages/export" / name)
-        assert (told["opset"], told["ir_version"]) == (18, 8)
+        assert (told["opset"], told["ir_version"], told["runtime"]) == (18, 8, "1.14")
     assert structure["model.onnx"]["bytes"] == metrics["size.shrunk_bytes"]
 
 
