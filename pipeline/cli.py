@@ -181,6 +181,19 @@ cli.add_command(init)
 
 
 @cli.command()
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def doctor(machine: bool) -> None:
+    """Look at what this machine offers a run: packages, GPU, ONNX Runtime's providers, processors, memory, disk.
+
+    \b
+    Example:  atopipe doctor
+    """
+    from atopipe.pipeline.launch import examine_machine
+
+    examine_machine(machine=machine)
+
+
+@cli.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, help="Of each model (default 1).")

@@ -17,6 +17,7 @@ from atopipe.pipeline.build_server import append_step_summary
 from atopipe.pipeline.config import FLAGS, Config, load_config, merged_config, parse_arguments
 from atopipe.pipeline.display import Display, QuietDisplay, open_display
 from atopipe.pipeline.distributed import this_job
+from atopipe.pipeline.doctor import examine
 from atopipe.pipeline.errors import MissingError, UsageError
 from atopipe.pipeline.interruption import terminable
 from atopipe.pipeline.lock import locked
@@ -108,6 +109,17 @@ def verify_run(root: Path, *, machine: bool) -> None:
         raise MissingError(f"'{root}': {files} not as the stages left them: run again with --force, or from a copy")
     if not machine:
         click.echo(f"'{root}' is as its stages left it")
+
+
+def examine_machine(*, machine: bool) -> None:
+    """Prints what this machine offers; raises MissingError if something stands in the way of a run."""
+    findings = examine()
+    if machine:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        click.echo("\n".join(finding.as_text() for finding in findings))
+    if wrong := [finding.name for finding in findings if finding.remedy]:
+        raise MissingError(f"in the way of a run: {', '.join(wrong)}: see the remedy beside each")
 
 
 def configuration(options: Mapping[str, Given], manifest: str | None = None) -> Config:

@@ -53,6 +53,7 @@ def checkpointed(context: Context) -> "Iterator[Keeper]":
         context.display.say,
         lambda step, seconds: run.event("checkpoint", step=step, seconds=seconds),
     )
+    run.event("training started", stage=context.stage.NAME)
     if job.size > 1:
         yield Together(checkpoints, first=job.rank == 0)
     else:

@@ -42,7 +42,7 @@ class Kill:
     """What a SIGKILL after so many `seconds` hit.
 
     `stage`: the one that was running, "" before and after all; `lost_s`: seconds of training since its last checkpoint,
-    None where it was not training; `finished`: the process ended before.
+    or since it began, None where it was not training; `finished`: the process ended before.
     """
 
     seconds: float
@@ -86,7 +86,7 @@ def kill_after(folder: Path, output: str, seconds: float) -> Kill:
         process.communicate()
     events = _events(folder / output)
     stage = _running(events)
-    return Kill(seconds, stage, _lost(events, killed_at) if stage == "train" else None, finished=False)
+    return Kill(seconds, stage, _lost(events, killed_at), finished=False)
 
 
 def _events(run: Path) -> list[dict[str, object]]:
@@ -100,9 +100,11 @@ def _running(events: list[dict[str, object]]) -> str:
 
 
 def _lost(events: list[dict[str, object]], killed_at: float) -> float | None:
-    """Seconds since the last checkpoint, or since the start of the stage where there is none."""
-    saved = [float(str(event["time"])) for event in events if event["event"] in ("checkpoint", "stage started")]
-    return killed_at - saved[-1]
+    """Seconds from the last checkpoint, or from the start of the training, to the kill; None outside of it."""
+    last = [event for event in events if event["event"] in ("checkpoint", "training started", "stage complete")]
+    if not last or last[-1]["event"] == "stage complete":
+        return None
+    return killed_at - float(str(last[-1]["time"]))
 
 
 def digests(run: Path) -> dict[str, str]:

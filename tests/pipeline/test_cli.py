@@ -67,7 +67,7 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
     ("argv", "code", "sentence"),
     [
         (["rum"], 2, "atopipe: unknown command 'rum': did you mean run?"),
-        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {COMMANDS}"),
+        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {', '.join(sorted(cli.cli.commands))}"),
         (["run", "--modell", "x"], 2, "atopipe: unknown option '--modell': did you mean --model or --model-args?"),
         (
             ["run", "--target-flop=0.3"],
