@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.errors import MissingError
-from atopipe.pipeline.run_directory import write_bytes
+from atopipe.pipeline.files import write_bytes
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:

@@ -95,6 +95,22 @@ def gated(command: Command) -> Command:
     return _added(options, command)
 
 
+def chosen(command: Command) -> Command:
+    """The options that say which stages a run goes through."""
+    options = [
+        click.option("--from", "first", metavar="STAGE", help="Run again from this stage on, complete or not."),
+        click.option("--until", "last", metavar="STAGE", help="Stop after this stage."),
+        click.option("--dry-run", "dry", is_flag=True, help="Only say which stages would run, and why."),
+        click.option(
+            "--from-manifest",
+            "manifest",
+            metavar="FILE",
+            help="Run what this manifest.json describes; options given here override it.",
+        ),
+    ]
+    return _added(options, command)
+
+
 def shown(command: Command) -> Command:
     """The options that say what is printed and what is done again."""
     options = [

@@ -9,7 +9,7 @@ import yaml
 
 from atopipe.pipeline.config import Config, load_config
 from atopipe.pipeline.errors import MissingError, UsageError
-from atopipe.pipeline.run_directory import write_text
+from atopipe.pipeline.files import write_text
 from atopipe.pipeline.stages import stages_of
 
 DVC = Path("dvc.yaml")

@@ -16,7 +16,7 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.
 # Heavy or replaceable libraries, and the only files that may import them.
 CONFINED = {
     "torch_pruning": {"ato/dependencies.py"},
-    "onnx": {"export/onnx.py", "export/nodes.py"},
+    "onnx": {"export/onnx.py", "export/nodes.py", "export/smallest.py"},
     "torch.onnx": {"export/onnx.py"},
     "onnxruntime": {"validate/session.py", "pipeline/bundle/infer.py"},
     "onnxscript": {"export/onnx.py"},

@@ -18,8 +18,8 @@ from atopipe.pipeline.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.bundle.card import model_card
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import ParityGateFailed
+from atopipe.pipeline.files import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.networks import as_function, load_shrunk
-from atopipe.pipeline.run_directory import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages.report import summary_of
 from atopipe.pipeline.stages.validate import require_equivalence

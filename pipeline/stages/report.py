@@ -7,7 +7,8 @@ from typing import Any
 from atopipe.pipeline.build_server import junit
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.devices import devices_of
-from atopipe.pipeline.run_directory import RunDirectory, write_text
+from atopipe.pipeline.files import write_text
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline
 from atopipe.pipeline.summary import Summary, summarise

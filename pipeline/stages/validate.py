@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
+from atopipe.pipeline.files import write_json
 from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
-from atopipe.pipeline.run_directory import RunDirectory, write_json
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline
 

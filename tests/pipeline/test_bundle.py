@@ -15,8 +15,8 @@ from PIL import Image
 
 from atopipe.pipeline import cli
 from atopipe.pipeline.bundle import infer
+from atopipe.pipeline.files import sha256_file
 from atopipe.pipeline.images import Preprocessing, preprocess
-from atopipe.pipeline.run_directory import sha256_file
 
 NO_TORCH = (
     "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "

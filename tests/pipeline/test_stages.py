@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from atopipe.pipeline import cli
 from atopipe.pipeline.config import load_config
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
-from atopipe.pipeline.run_directory import RunDirectory, sha256_file
+from atopipe.pipeline.files import sha256_file
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.stages import STAGES, baseline
 from atopipe.pipeline.stages.validate import raise_verdict
 from atopipe.validate.session import open_session
@@ -83,6 +84,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
     left = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
     assert left == {
         *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md", "junit.xml", "report.html"),
+        *("inputs.json", ".lock"),
         *(
             f"stages/train/{name}"
             for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
