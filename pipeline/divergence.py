@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.export.nodes import Node, cut_behind, nodes_of
+from atopipe.pipeline.layer_outputs import layers_of
 from atopipe.pipeline.networks import as_function, in_float64
 from atopipe.validate.divergence import Run, difference, first_parting
-from atopipe.validate.parity import Case, Parity, ParityError, kinds_of_images, measure_parity
+from atopipe.validate.parity import ROUNDING_LIMIT, Case, Parity, ParityError, kinds_of_images, measure_parity
 from atopipe.validate.session import CPU, Optimisation, usable_providers
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ SAME_WEIGHTS = 1e-6
 """Of a tensor's largest value: the same operations on the same weights give the same bytes, constants that another
 machine folded into each other nearly so."""
 
+SAME_SUMS = 3e-6
+"""The same for sums in another order, as torch and ONNX Runtime take them."""
+
+ADD_UP = "small differences add up over the network"
 Export = Callable[[Path], object]
 
 
@@ -40,27 +45,32 @@ def compare(
     except ParityError as error:
         found = _against_fresh(model, export, images[:1])
         raise ParityError(f"{error}; {found}" if found else str(error)) from error
-    return parity, explain_divergence(parity, model, export, images, seed)
+    return parity, explain_divergence(parity, network, model, images, export=export, seed=seed)
 
 
-def explain_divergence(parity: Parity, model: Path, export: Export, images: "NDArray[np.float32]", seed: int) -> str:
+def explain_divergence(
+    parity: Parity, network: "nn.Module", model: Path, images: "NDArray[np.float32]", *, export: Export, seed: int
+) -> str:
     """One clause about the worst of what broke, in the simplest setting that breaks; empty where nothing did.
 
     A file that is wrong without optimisation on the CPU is compared with one that `export` writes afresh from the
-    trained network; otherwise the setting that breaks is compared with that one, which does not.
+    trained network, and if that is wrong as well, with the network's layers; otherwise the setting that breaks is
+    compared with that one, which does not.
     """
     if not parity.broken:
         return ""
     case = min(parity.broken, key=lambda case: (case.provider != CPU, case.optimisation != "NONE", -case.max_rel_diff))
     shown = kinds_of_images(images, seed)[case.images][: case.batch]
+    if case.rounding > parity.tolerance * case.scale and case.rounding_ratio <= ROUNDING_LIMIT:
+        return "torch in float32 is as far from float64: the network's numbers are too far apart for float32"
     if (case.provider, case.optimisation) == (CPU, "NONE"):
-        same = "a fresh export is off in the same way, so that it is the exporter that changes the network"
-        return _against_fresh(model, export, shown) or same
+        limit = max(SAME_SUMS, min(parity.tolerance, case.max_rel_diff / 3))
+        return _against_fresh(model, export, shown) or _against_layers(model, network, shown, limit)
     plain = Run(partial(cut_behind, model), CPU, Optimisation.NONE)
     chosen = Run(partial(cut_behind, model), case.provider, Optimisation[case.optimisation])
     found = _first(model, plain, chosen, shown, parity.tolerance)
     where = _setting(case)
-    return f"{where}, {found}" if found else f"{where}, small differences add up over the network"
+    return f"{where}, {found or ADD_UP}"
 
 
 def _against_fresh(model: Path, export: Export, images: "NDArray[np.float32]") -> str:
@@ -70,6 +80,25 @@ def _against_fresh(model: Path, export: Export, images: "NDArray[np.float32]") -
         export(fresh)
         ours, theirs = (Run(partial(cut_behind, path), CPU, Optimisation.NONE) for path in (fresh, model))
         return _first(model, ours, theirs, images, SAME_WEIGHTS)
+
+
+def _against_layers(model: Path, network: "nn.Module", images: "NDArray[np.float32]", limit: float) -> str:
+    """Where a file that a fresh export does not better parts from the layers of the torch network, as a clause."""
+    layers = {layer.name: layer for layer in layers_of(network, images)}
+    run, nodes, before = Run(partial(cut_behind, model), CPU, Optimisation.NONE), nodes_of(model), "the input"
+    place = ""
+    for node in (node for node in nodes if node.layer in layers):
+        layer = layers[node.layer]
+        written = run.tensor(node.outputs[0], images)
+        if min(difference(wanted, written) for wanted in layer.written) > limit:
+            read = run.tensor(node.inputs[0], images)
+            whole = read is None or difference(layer.read, read) <= limit  # None: the images themselves
+            place = f"in layer '{node.layer}'" if whole else f"between {before} and layer '{node.layer}'"
+            break
+        before = f"layer '{node.layer}'"
+    if not place and nodes[-1].layer in layers:
+        return f"a fresh export is off in the same way: {ADD_UP}"
+    return f"a fresh export is off in the same way: the exporter changes the network {place or f'behind {before}'}"
 
 
 def _first(model: Path, wanted: Run, got: Run, images: "NDArray[np.float32]", limit: float) -> str:
