@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 ORT_PACKAGES = ("onnxruntime-gpu", "onnxruntime")
+PACKAGES = {"onnxruntime": ORT_PACKAGES, "mlflow": ("mlflow", "mlflow-skinny")}  # where a module has several
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions, without importing anything; `onnxruntime` may come from either of its packages."""
-    found = {}
-    for name in names:
-        candidates = ORT_PACKAGES if name == "onnxruntime" else (name,)
-        found[name] = next(filter(None, map(_version, candidates)), "absent")
-    return found
+    """Installed versions, without importing anything; some modules may come from one of several packages."""
+    return {name: next(filter(None, map(_version, PACKAGES.get(name, (name,)))), "absent") for name in names}
 
 
 def hardware() -> dict[str, Any]:

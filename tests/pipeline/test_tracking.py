@@ -13,6 +13,7 @@ import pytest
 
 from atopipe.pipeline import cli
 from atopipe.pipeline.config import load_config
+from atopipe.pipeline.environment import library_versions
 from atopipe.pipeline.errors import GateFailed, Interrupted, MissingError, UsageError
 from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.tracking import mirror
@@ -169,6 +170,11 @@ def test_a_missing_package_is_named_before_anything_is_trained(
     sentence = "atopipe: --mlflow needs the package 'no_such_package': pip install 'atopipe[mlflow]'\n"
     assert capsys.readouterr().err == sentence
     assert not (here / "new/events.jsonl").exists()
+
+
+@needs_mlflow
+def test_the_version_is_known_whichever_package_it_came_from() -> None:
+    assert library_versions(["mlflow"])["mlflow"] != "absent"
 
 
 @needs_mlflow
