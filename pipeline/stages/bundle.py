@@ -20,8 +20,9 @@ from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.errors import ParityGateFailed
 from atopipe.pipeline.files import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.networks import as_function, load_shrunk
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.stages.report import summary_of
+from atopipe.pipeline.stages.report import publish_verdict, summary_of
 from atopipe.pipeline.stages.validate import require_equivalence
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ REPLAY_SECONDS = 300
 
 
 def run(context: Context) -> dict[str, float]:
-    require_equivalence(context.run)
+    _refuse_another_model(context.run)
     folder = context.folder / FOLDER
     (folder / "samples").mkdir(parents=True)
     shutil.copyfile(context.input("export", "model.onnx"), folder / "model.onnx")
@@ -65,6 +66,15 @@ def run(context: Context) -> dict[str, float]:
         "size.bundle_bytes": (context.folder / ARCHIVE).stat().st_size,
         "parity.bundle_max_abs_diff": replayed["selftest"]["max_abs_diff"],
     }
+
+
+def _refuse_another_model(run: RunDirectory) -> None:
+    """Raises ParityGateFailed for a model that is not the trained one, and says so where a build server looks."""
+    try:
+        require_equivalence(run)
+    except ParityGateFailed:
+        publish_verdict(run)
+        raise
 
 
 def _write_samples(context: Context, folder: Path) -> None:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from atopipe.pipeline.build_server import junit
+from atopipe.pipeline.build_server import append_step_summary, junit
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.devices import devices_of
 from atopipe.pipeline.files import write_text
@@ -33,6 +33,14 @@ def run(context: Context) -> dict[str, float]:
         write_text(context.folder / name, content)
         write_text(context.run.root / name, content)
     return {}
+
+
+def publish_verdict(run: RunDirectory) -> None:
+    """What a build server reads, for a run that ends before this stage: junit.xml, summary.md and the job's summary."""
+    summary = summary_of(run)
+    write_text(run.root / "summary.md", summary.as_markdown())
+    write_text(run.root / "junit.xml", junit(summary.title, gates_of(run), summary.seconds))
+    append_step_summary(summary.as_markdown())
 
 
 def gates_of(run: RunDirectory) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -206,6 +207,7 @@ def test_a_run_whose_export_is_another_network_ends_with_6_and_says_so(
         "    return Net(*body, nn.Flatten(), nn.Linear(32, num_classes))\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
     monkeypatch.setattr(sys, "path", sys.path.copy())
     (tmp_path / "config.yaml").write_text(
         "{model: 'two_faced:net', target_flops: 0.9, recipe: {epochs: 1, batch_size: 128, align: 1}, preflight: false,"
@@ -216,3 +218,7 @@ def test_a_run_whose_export_is_another_network_ends_with_6_and_says_so(
     assert said.startswith("atopipe: the delivered model is not the trained one: parity.max_rel_diff = ")
     assert said.count("a fresh export is off in the same way: the exporter changes the network behind layer '5'") == 1
     assert not (tmp_path / "out/bundle").exists()
+    suite = ElementTree.parse(tmp_path / "out/junit.xml").getroot()[0]  # noqa: S314 - our own file
+    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    assert failed == ["parity.max_rel_diff", "parity.float64_rel_diff", "parity.rounding_ratio"]
+    assert (tmp_path / "step.md").read_text() == (tmp_path / "out/summary.md").read_text() + "\n"
