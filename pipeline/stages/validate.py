@@ -161,7 +161,7 @@ def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
     if limits.min_speedup is not None:
         gates.append(speedup_gate(found.latency, limits.min_speedup, found.doubt))
     if limits.max_latency_ms is not None:
-        arm = found.latency.shrunk
+        arm = found.latency.second
         limit, interval = limits.max_latency_ms, arm.interval_ms
         gates.append(Gate("latency.shrunk_p50_ms", arm.p50_ms, limit, interval=interval, doubt=found.doubt))
     if limits.max_size_mb is not None:
@@ -199,12 +199,12 @@ def _drop_metrics(flips: "Mapping[str, Flips]") -> dict[str, float]:
 
 def _latency_metrics(latency: "Comparison") -> dict[str, float]:
     """What was measured; too few undisturbed runs leave a metric out."""
-    dense, shrunk = latency.dense.interval_ms or (None, None), latency.shrunk.interval_ms or (None, None)
+    dense, shrunk = latency.first.interval_ms or (None, None), latency.second.interval_ms or (None, None)
     values = {
-        "latency.dense_p50_ms": latency.dense.p50_ms,
+        "latency.dense_p50_ms": latency.first.p50_ms,
         "latency.dense_low_ms": dense[0],
         "latency.dense_high_ms": dense[1],
-        "latency.shrunk_p50_ms": latency.shrunk.p50_ms,
+        "latency.shrunk_p50_ms": latency.second.p50_ms,
         "latency.shrunk_low_ms": shrunk[0],
         "latency.shrunk_high_ms": shrunk[1],
     }
