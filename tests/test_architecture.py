@@ -18,7 +18,7 @@ CONFINED = {
     "torch_pruning": {"ato/dependencies.py"},
     "onnx": {"export/onnx.py"},
     "torch.onnx": {"export/onnx.py"},
-    "onnxruntime": {"validate/session.py", "pipeline/bundle/infer.py"},
+    "onnxruntime": {"validate/session.py", "export/quantize.py", "pipeline/bundle/infer.py"},
     "onnxscript": {"export/onnx.py"},
     "pickle": set[str](),
 }
