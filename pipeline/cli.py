@@ -15,7 +15,7 @@ import click
 from atopipe.pipeline.distributed import may_speak, this_job
 from atopipe.pipeline.errors import Failure, UsageError, explain
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
-from atopipe.pipeline.options import Given, Options, configured, gated, shown, written
+from atopipe.pipeline.options import Given, Options, configured, gated, shown, varied, written
 
 if TYPE_CHECKING:
     from atopipe.pipeline.config import Config
@@ -79,6 +79,7 @@ def cli() -> None:
 
 @cli.command()
 @configured
+@varied
 @gated
 @written
 def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
@@ -157,6 +158,9 @@ def _opened(root: Path, settings: dict[str, Given]) -> "RunDirectory":
 
 cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
 cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
+cli.add_command(
+    stage_command("quantize", "Make fp16 and int8 variants of model.onnx, to be tried by validate.", varied)
+)
 cli.add_command(
     stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
 )
@@ -282,6 +286,8 @@ def _execute(
 
     known = stages_of(run.config)
     chosen = [stage for stage in known if names is None or stage.NAME in names]
+    if not chosen:
+        raise UsageError(f"the run in '{run.root}' has fp32 only: add '--variants fp32,fp16,int8' to name what to make")
     job = this_job()
     if job.size > 1:
         execute_together(job, chosen, known, run, display, force=force)

@@ -1,7 +1,8 @@
 """Judge what export wrote: the same function, as accurate, within the budget, and how fast, in ONNX Runtime.
 
-Leaves gates.json, one verdict per gate, parity.json, one entry per comparison, and flips.json, how many images changed
-their answer on the way. A failed gate is a valid result: the stage is complete all the same.
+Leaves gates.json, one verdict per gate, parity.json, one entry per comparison, flips.json, how many images changed
+their answer on the way, and, where variants were made, variants.json, what becomes of each. A failed gate is a valid
+result: the stage is complete all the same.
 """
 
 import json
@@ -15,7 +16,8 @@ from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory, write_json
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.stages import baseline
+from atopipe.pipeline.stages import baseline, quantize
+from atopipe.pipeline.variants import Variant, as_json, examine, judged, timed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from atopipe.validate.parity import Parity
 
 NAME = "validate"
-INPUTS = ("train", "baseline", "shrink", "export")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed", "validation")
+INPUTS = ("train", "baseline", "shrink", "export", "quantize")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "variants", "gates", "seed", "validation")
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 PARITY_IMAGES = 32
 LOSSLESS_LIMIT = 1e-10
@@ -38,11 +40,12 @@ EQUIVALENCE_GATES = ("lossless.max_rel_diff", "parity.max_rel_diff")
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured; `doubt`: why no gate on the latency can be judged, None where one can."""
+    """What was measured; `doubt`: why nothing can be decided by the latency, None where it can."""
 
     parity: "Parity"
     accuracies: "Mapping[str, Accuracy]"
     flips: "Mapping[str, Flips]"
+    variants: list[Variant]
     latency: "Comparison"
     doubt: str | None
 
@@ -56,12 +59,15 @@ def run(context: Context) -> dict[str, float]:
     write_json(context.folder / "parity.json", found.parity.to_json())
     flips = {name: {**asdict(f), "drop": f.drop, "drop_interval": f.drop_interval()} for name, f in found.flips.items()}
     write_json(context.folder / "flips.json", flips)
+    if quantize.is_wanted(context.config):
+        write_json(context.folder / "variants.json", as_json(found.variants))
     return {
         **{f"accuracy.{name}": found.accuracies[name].top1 for name in ("masked", "shrunk", "onnx")},
         **_drop_metrics(found.flips),
         "parity.max_abs_diff": found.parity.max_abs_diff,
         "parity.max_rel_diff": found.parity.max_rel_diff,
         **_latency_metrics(found.latency),
+        **{name: value for variant in found.variants for name, value in variant.metrics().items()},
     }
 
 
@@ -69,12 +75,11 @@ def _measure(context: Context) -> Findings:
     import torch
 
     from atopipe.validate.accuracy import flips
-    from atopipe.validate.latency import compare_latency
     from atopipe.validate.parity import measure_parity
     from atopipe.validate.session import open_session
 
     workspace, config = context.workspace, context.config
-    delivered, dense = context.input("export", "model.onnx"), context.input("export", "dense.onnx")
+    delivered = context.input("export", "model.onnx")
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
     small = load_shrunk(context)
@@ -93,16 +98,20 @@ def _measure(context: Context) -> Findings:
         for name in ("masked", "shrunk", "dense")
         if name in accuracies
     }
-    latency = compare_latency(dense, delivered, images, seed=config.seed, budget_s=config.validation.latency_s)
-    return Findings(parity, accuracies, changed, latency, _doubt(context, latency, delivered, images))
+    variants = examine(context, accuracies["onnx"], images) if quantize.is_wanted(config) else []
+    latency, variants = timed(context, variants, images)
+    doubt = _doubt(context, latency, delivered, images)
+    variants = [judged(variant, config.gates.max_variant_drop, doubt) for variant in variants]
+    return Findings(parity, accuracies, changed, variants, latency, doubt)
 
 
 def _doubt(context: Context, latency: "Comparison", model: Path, images: "NDArray[np.float32]") -> str | None:
-    """Why a gate on the latency cannot be judged: too busy a machine, or one that finds a model unlike itself."""
+    """Why nothing can be decided by the latency: too busy a machine, or one that finds a model unlike itself."""
     from atopipe.validate.latency import null_test
 
-    gates = context.config.gates
-    if latency.doubt is not None or (gates.min_speedup is None and gates.max_latency_ms is None):
+    limits = (context.config.gates.min_speedup, context.config.gates.max_latency_ms)
+    decides = quantize.is_wanted(context.config) or any(limit is not None for limit in limits)
+    if latency.doubt is not None or not decides:
         return latency.doubt
     share = context.config.validation.latency_s / 2
     return null_test(model, images, seed=context.config.seed, budget_s=share).doubt

@@ -58,7 +58,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     return code, captured.err.strip()
 
 
-COMMANDS = "bench, bundle, export, inspect, report, run, shrink, train, validate"
+COMMANDS = "bench, bundle, export, inspect, quantize, report, run, shrink, train, validate"
 RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
 
 
