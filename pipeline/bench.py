@@ -95,8 +95,8 @@ def bench(
     from atopipe.validate.footprint import measure_footprint
     from atopipe.validate.latency import compare_latency, null_test, speedup_gate
 
-    images = _images(first, second, max(IMAGES, *batches), seed)
     footprints = (measure_footprint(first, threads=threads), measure_footprint(second, threads=threads))
+    images = _images(first, second, max(IMAGES, *batches), seed)
     null = null_test(first, images, threads=threads, batch=batches[0], budget_s=NULL_SHARE * seconds, seed=seed)
     sweep = tuple(
         compare_latency(first, second, images, threads=threads, batch=batch, budget_s=seconds, seed=seed)

@@ -89,10 +89,13 @@ def examine(context: Context, fp32: "Accuracy", images: "NDArray[np.float32]") -
 
 
 def _answers(context: Context, name: str, fp32: "Accuracy", images: "NDArray[np.float32]") -> Variant:
+    """Tried in a process of its own first: some float16 graphs make ONNX Runtime crash."""
     from atopipe.validate.accuracy import flips
+    from atopipe.validate.footprint import measure_footprint
     from atopipe.validate.session import open_session
 
     file, threads = context.input("quantize", file_of(name)), context.workspace.threads
+    measure_footprint(file, threads=threads)
     session = open_session(file, threads=threads)
     accuracy = accuracy_of(context, session.run)
     wanted = open_session(context.input("export", file_of(FULL)), threads=threads).run(images)

@@ -1,6 +1,7 @@
 """Variants of a delivered model: what a run with them leaves, and that one which does not pay is dropped."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
+from torchvision.models import VisionTransformer
 
-from atopipe.export.onnx import read_metadata
+from atopipe.export.onnx import export_onnx, read_metadata
+from atopipe.export.quantize import write_variant
 from atopipe.pipeline import cli
 from atopipe.pipeline.bundle.archive import write_sums
 from atopipe.pipeline.run_directory import RunDirectory, sha256_file, write_json
@@ -177,6 +181,32 @@ def test_a_variant_that_does_not_pay_is_dropped_with_the_reason(
         assert found["dropped"][variant].endswith(" is not at most 1")
     assert cli.main(["bundle", str(run), "--quiet"]) == 0
     assert not (run / "bundle" / file_of(variant)).exists()
+
+
+def transformer(path: Path) -> None:
+    """A float16 transformer, which makes some versions of ONNX Runtime crash as it is loaded."""
+    net = VisionTransformer(
+        image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
+    )
+    source, images = path.with_name("source.onnx"), np.zeros((1, 3, 8, 8), np.float32)
+    export_onnx(net.eval(), torch.from_numpy(images), source, metadata={})
+    write_variant("fp16", source, path, images)
+    source.unlink()
+
+
+def test_a_variant_that_crashes_the_runtime_does_not_end_the_run(work: Path) -> None:
+    shutil.copytree(work / "out", work / "crashing")
+    recommit(work / "crashing", "quantize", "model.fp16.onnx", transformer)
+    done = subprocess.run(
+        [sys.executable, "-m", "atopipe.pipeline", "validate", "crashing", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = verdict(work / "crashing")
+    assert re.search("ONNX Runtime crashed \\(signal 11\\)|accuracy.fp16_drop = ", found["dropped"]["fp16"])
 
 
 def overflow(model: ModelProto) -> None:
