@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
+from atopipe.pipeline.environment import hardware
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory, write_json
@@ -60,7 +61,7 @@ def run(context: Context) -> dict[str, float]:
     flips = {name: {**asdict(f), "drop": f.drop, "drop_interval": f.drop_interval()} for name, f in found.flips.items()}
     write_json(context.folder / "flips.json", flips)
     if quantize.is_wanted(context.config):
-        write_json(context.folder / "variants.json", as_json(found.variants))
+        write_json(context.folder / "variants.json", {**as_json(found.variants), "cpu": hardware()["cpu"]})
     return {
         **{f"accuracy.{name}": found.accuracies[name].top1 for name in ("masked", "shrunk", "onnx")},
         **_drop_metrics(found.flips),

@@ -53,6 +53,7 @@ def test_a_run_says_what_becomes_of_every_variant(work: Path) -> None:
     assert found["kept"][0] == "fp32"
     assert sorted([*found["kept"], *found["dropped"]]) == ["fp16", "fp32", "int8"]
     assert found["winner"] in found["kept"]
+    assert found["cpu"] == read(work / "out/manifest.json")["hardware"]["cpu"]
     for name in ("fp16", "int8"):
         file = work / "out/stages/quantize" / file_of(name)
         assert metrics[f"size.{name}_bytes"] == file.stat().st_size < metrics["size.shrunk_bytes"]
@@ -94,6 +95,17 @@ def test_a_variant_can_be_asked_for_later_and_left_out_again(work: Path, capsys:
     made = work / "other/stages/quantize/model.int8.onnx"
     assert sha256_file(made) == sha256_file(work / "out/stages/quantize/model.int8.onnx")
     assert not made.with_name("model.fp16.onnx").exists()
+
+
+def test_the_accuracy_that_a_variant_may_lose_is_a_setting(work: Path) -> None:
+    """No finite set of images shows that nothing at all is lost."""
+    shutil.copytree(work / "out", work / "strict")
+    assert cli.main(["validate", "strict", "--max-variant-drop", "0", "--quiet"]) == 0
+    found = verdict(work / "strict")
+    assert (found["winner"], found["kept"], sorted(found["dropped"])) == ("fp32", ["fp32"], ["fp16", "int8"])
+    assert all(reason.startswith("accuracy.") for reason in found["dropped"].values())
+    assert cli.main(["bundle", "strict", "--quiet"]) == 0
+    assert [path.name for path in (work / "strict/bundle").glob("*.onnx")] == ["model.onnx"]
 
 
 def recommit(run: Path, stage: str, file: str, change: Callable[[Path], None]) -> None:
