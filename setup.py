@@ -45,10 +45,13 @@ setup(
         "safetensors>=0.4.3",
         "jinja2>=3.1",
         "psutil>=5.9",
+        "filelock>=3.12",
         "pillow>=10",
     ],
     extras_require={
         "timm": ["timm>=1.0.15"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2", "alembic>=1.10"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

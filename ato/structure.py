@@ -32,9 +32,16 @@ class Structure:
         """Read a structure; raises StructureError when the text is none."""
         try:
             kept = json.loads(text)["kept"]
-            return Structure({m: {a: tuple(map(int, i)) for a, i in cut.items()} for m, cut in kept.items()})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return Structure({m: {a: tuple(map(_index, i)) for a, i in cut.items()} for m, cut in kept.items()})
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise StructureError(f"this is not a structure file ({type(error).__name__}: {error})") from error
+
+
+def _index(value: object) -> int:
+    """A whole number as JSON has it: neither 1.0 nor true nor "1"."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no index")
+    return value
 
 
 def structure_of(model: nn.Module, groups: Groups, mask: Tensor) -> Structure:

@@ -25,6 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from torch import Tensor, nn
 
 from atopipe.export.local_paths import find_local_path, parts
+from atopipe.export.runtimes import oldest_runtime
 
 OPSET = 18
 """The exporter's native opset: a lower one is silently not honoured, a higher one only shuts out older runtimes."""
@@ -40,10 +41,11 @@ class ExportError(Exception):
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, read back from the file itself."""
+    """What was written, read back from the file itself; `runtime`: the oldest ONNX Runtime that loads it, if known."""
 
     opset: int
     ir_version: int
+    runtime: str | None
     nodes: int
     bytes: int
     sha256: str
@@ -261,6 +263,7 @@ def _read_back(path: Path, opset: int) -> ExportReport:
     return ExportReport(
         opset=written,
         ir_version=proto.ir_version,
+        runtime=oldest_runtime(written, proto.ir_version),
         nodes=len(proto.graph.node),
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),

@@ -5,14 +5,13 @@ key of the stage. What is damaged is reported and passed over; what belongs to a
 """
 
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.run_directory import sha256_bytes, write_bytes, write_json
+from atopipe.pipeline.files import DamagedError, read_sealed, sha256_bytes, write_bytes, write_sealed
+from atopipe.pipeline.interruption import StopRequest
 
 if TYPE_CHECKING:
     from atopipe.ato.snapshot import Snapshot
@@ -22,34 +21,20 @@ PATIENCE = 50  # a checkpoint waits until what the last one took is spent so man
 VALUES = "values"
 
 
-class StopRequest:
-    """Whether the process was asked to stop; training then keeps what it has after the step it is in."""
-
-    def __init__(self) -> None:
-        self.made = False
-
-    def make(self, *_: object) -> None:
-        """As a signal handler; asked a second time, the process stops at once."""
-        if self.made:
-            raise KeyboardInterrupt
-        self.made = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While active, Ctrl-C and SIGTERM make the request."""
-        before = {number: signal.signal(number, self.make) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 class Checkpoints:
     """The checkpoints in `folder` of the stage with this `key`, one every so many minutes and at every new phase."""
 
-    def __init__(self, folder: Path, key: str, minutes: float, stop: StopRequest, say: Callable[[str], None]) -> None:
-        self.folder, self.key, self.interval, self.stop, self.say = folder, key, 60 * minutes, stop, say
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        minutes: float,
+        stop: StopRequest,
+        say: Callable[[str], None],
+        record: Callable[[int, float], None] = lambda step, seconds: None,
+    ) -> None:
+        self.folder, self.key, self.interval, self.stop = folder, key, 60 * minutes, stop
+        self.say, self.record = say, record
         self.saved_at, self.cost, self.phase = time.monotonic(), 0.0, ""
 
     def latest(self) -> "Snapshot | None":
@@ -79,24 +64,26 @@ class Checkpoints:
         start = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         content = packed(snapshot)
-        file = self.folder / f"{snapshot.values['trainer']['steps']['finished']:012d}.json"
+        step = snapshot.values["trainer"]["steps"]["finished"]
+        file = self.folder / f"{step:012d}.json"
         write_bytes(file.with_suffix(".safetensors"), content)
-        write_json(file, {"key": self.key, "sha256": sha256_bytes(content)})
+        write_sealed(file, {"key": self.key, "content": sha256_bytes(content)})
         for old in sorted(self.folder.glob("*.json"))[:-KEPT]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - start
+        self.record(step, self.cost)
 
     def _read(self, file: Path) -> bytes | None:
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = read_sealed(file)
             if kept["key"] != self.key:
                 return None
             content = file.with_suffix(".safetensors").read_bytes()
-            if sha256_bytes(content) == kept["sha256"]:
+            if sha256_bytes(content) == kept["content"]:
                 return content
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, DamagedError, KeyError):
             pass
         self.say(f"checkpoint '{file.with_suffix('')}' is damaged: the one before it is used")
         return None

@@ -7,20 +7,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from atopipe.pipeline.distributed import may_speak, this_job
+from atopipe.pipeline.distributed import may_speak
 from atopipe.pipeline.errors import Failure, UsageError, explain
+from atopipe.pipeline.init import init
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
-from atopipe.pipeline.options import Given, Options, configured, gated, shown, varied, written
-
-if TYPE_CHECKING:
-    from atopipe.pipeline.config import Config
-    from atopipe.pipeline.display import Display
-    from atopipe.pipeline.run_directory import RunDirectory
+from atopipe.pipeline.options import Given, Options, chosen, configured, gated, shown, varied, written
 
 
 class Commands(click.Group):
@@ -82,50 +77,32 @@ def cli() -> None:
 @varied
 @gated
 @written
-def run(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
+@chosen
+def run(output: str | None, **options: Given) -> None:
     """Train, shrink, export, validate, bundle and report, in one go; complete stages are skipped.
 
     \b
     Example:  atopipe run --model resnet50 --target-flops 0.3
               atopipe run --model resnet18 --target-flops 0.5 --data imagefolder:photos --output runs/photos
+              atopipe run --from-manifest runs/photos/manifest.json --output runs/again
     """
-    _start(None, output, machine=machine, quiet=quiet, force=force, options=options)
+    from atopipe.pipeline.launch import start
+
+    start(None, output, options)
 
 
 @cli.command()
 @configured
 @written
-def train(output: str | None, machine: bool, quiet: bool, force: bool, **options: Given) -> None:
+def train(output: str | None, **options: Given) -> None:
     """Train and prune only: the first stage of a run directory, and the second one where --baseline asks for it.
 
     \b
     Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
     """
-    _start(["train", "baseline"], output, machine=machine, quiet=quiet, force=force, options=options)
+    from atopipe.pipeline.launch import start
 
-
-def _start(
-    names: Sequence[str] | None,
-    output: str | None,
-    *,
-    machine: bool,
-    quiet: bool,
-    force: bool,
-    options: dict[str, Given],
-) -> None:
-    from atopipe.pipeline.display import QuietDisplay, open_display
-    from atopipe.pipeline.run_directory import RunDirectory
-
-    config, job = _configuration(options), this_job()
-    job.check_batch(config.recipe.batch_size)
-    if job.rank > 0:
-        with TemporaryDirectory() as scratch:
-            _execute(names, RunDirectory.create(Path(scratch), config), QuietDisplay(), force=force, machine=False)
-        return
-    run = RunDirectory.create(Path(output) if output else _default_output(config), config, force=force)
-    display = open_display(quiet=quiet, machine=machine)
-    display.say(f"output  {run.root}")
-    _execute(names, run, display, force=force, machine=machine)
+    start(["train", "baseline"], output, options)
 
 
 def stage_command(name: str, summary: str, options: Options = lambda command: command) -> click.Command:
@@ -134,26 +111,13 @@ def stage_command(name: str, summary: str, options: Options = lambda command: co
     @click.argument("run_dir", type=click.Path(path_type=Path))
     @options
     @shown
-    def command(run_dir: Path, machine: bool, quiet: bool, force: bool, **settings: Given) -> None:
-        from atopipe.pipeline.display import open_display
+    def command(run_dir: Path, **given: Given) -> None:
+        from atopipe.pipeline.launch import go_on
 
-        if this_job().rank > 0:
-            return
-        display = open_display(quiet=quiet, machine=machine)
-        _execute([name], _opened(run_dir, settings), display, force=force, machine=machine)
+        go_on([name], run_dir, given)
 
     text = f"{summary}\n\n\b\nExample:  atopipe {name} runs/first"
     return click.command(name, help=text)(command)
-
-
-def _opened(root: Path, settings: dict[str, Given]) -> "RunDirectory":
-    """The run in `root`, its configuration changed where a setting is given."""
-    from atopipe.pipeline.run_directory import RunDirectory
-
-    run = RunDirectory.open(root)
-    if all(value is None for value in settings.values()):
-        return run
-    return RunDirectory.create(root, _configuration({**settings, "config": str(root / "config.yaml")}))
 
 
 cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
@@ -173,7 +137,7 @@ cli.add_command(stage_command("bundle", "Pack the model with all that a device n
     "--add", type=click.Path(path_type=Path), metavar="FILE", help="What the bundle's infer.py --bench --json printed."
 )
 @shown
-def report(run_dir: Path, add: Path | None, machine: bool, quiet: bool, force: bool) -> None:
+def report(run_dir: Path, add: Path | None, **given: Given) -> None:
     """Write report.html, summary.md and junit.xml from what the stages and, with --add, other machines measured.
 
     \b
@@ -181,16 +145,56 @@ def report(run_dir: Path, add: Path | None, machine: bool, quiet: bool, force: b
               atopipe report runs/first --add device.json
     """
     from atopipe.pipeline.devices import add_device
-    from atopipe.pipeline.display import open_display
-    from atopipe.pipeline.run_directory import RunDirectory
+    from atopipe.pipeline.launch import go_on
 
-    if this_job().rank > 0:
-        return
-    run = RunDirectory.open(run_dir)
-    if add:
-        add_device(run, add)
-    display = open_display(quiet=quiet, machine=machine)
-    _execute(["report"], run, display, force=force or add is not None, machine=machine)
+    if add is None:
+        go_on(["report"], run_dir, given)
+    else:
+        go_on(["report"], run_dir, {**given, "force": True}, before=lambda run: add_device(run, add))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def why(run_dir: Path, machine: bool) -> None:
+    """Say which stages of a run would run again, and what has changed under each.
+
+    \b
+    Example:  atopipe why runs/first
+    """
+    from atopipe.pipeline.launch import explain_run
+
+    explain_run(run_dir, machine=machine)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def verify(run_dir: Path, machine: bool) -> None:
+    """Hold every file of a run against the digests of manifest.json; name what is missing, changed or extra.
+
+    \b
+    Example:  atopipe verify runs/first
+    """
+    from atopipe.pipeline.launch import verify_run
+
+    verify_run(run_dir, machine=machine)
+
+
+cli.add_command(init)
+
+
+@cli.command()
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def doctor(machine: bool) -> None:
+    """Look at what this machine offers a run: packages, GPU, ONNX Runtime's providers, processors, memory, disk.
+
+    \b
+    Example:  atopipe doctor
+    """
+    from atopipe.pipeline.launch import examine_machine
+
+    examine_machine(machine=machine)
 
 
 @cli.command()
@@ -240,70 +244,15 @@ def inspect(machine: bool, **options: Given) -> None:
               atopipe inspect --model convnext_tiny --input-size 224 --target-flops 0.5
     """
     from atopipe.pipeline.inspection import inspect_model, show
+    from atopipe.pipeline.launch import configuration
 
     rehearsed = options["target_flops"] is not None or options["target_params"] is not None
-    config = _configuration(options if rehearsed else {**options, "target_flops": "1"})
+    config = configuration(options if rehearsed else {**options, "target_flops": "1"})
     inspection = inspect_model(config, rehearsed=rehearsed)
     if machine:
         click.echo(json.dumps(inspection.as_dict(), indent=2))
     else:
         show(inspection)
-
-
-def _configuration(options: dict[str, Given]) -> "Config":
-    """File, recipe, environment and command line, in this order."""
-    from atopipe.pipeline.config import FLAGS, load_config, parse_arguments
-
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and value != ()}
-    if "model_args" in given:
-        given["model_args"] = parse_arguments(given["model_args"])
-    file = given.pop("config", None)
-    names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()} | {"recipe": "recipe"}
-    return load_config(Path(str(file)) if file else None, {names[name]: value for name, value in given.items()})
-
-
-def _default_output(config: "Config") -> Path:
-    """runs/resnet50-digits-0.3-seed0."""
-    words = (config.model.name, config.data.source.rstrip("/").rpartition("/")[2], *_target_words(config))
-    safe = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in word).strip("-") for word in words)
-    return Path("runs") / f"{safe}-seed{config.seed}"
-
-
-def _target_words(config: "Config") -> list[str]:
-    """0.3 for a FLOPs target; other costs are named."""
-    return [f"{target:g}" if cost == "flops" else f"{cost}{target:g}" for cost, target in config.targets.items()]
-
-
-def _execute(
-    names: Sequence[str] | None, run: "RunDirectory", display: "Display", *, force: bool, machine: bool
-) -> None:
-    """Runs those stages, or all, shows what came out, and raises what the gates say."""
-    from atopipe.pipeline.build_server import append_step_summary
-    from atopipe.pipeline.runner import execute, execute_together
-    from atopipe.pipeline.stages import stages_of
-    from atopipe.pipeline.stages.report import summary_of
-    from atopipe.pipeline.stages.validate import raise_verdict
-
-    known = stages_of(run.config)
-    chosen = [stage for stage in known if names is None or stage.NAME in names]
-    if not chosen:
-        raise UsageError(f"the run in '{run.root}' has fp32 only: add '--variants fp32,fp16,int8' to name what to make")
-    job = this_job()
-    if job.size > 1:
-        execute_together(job, chosen, known, run, display, force=force)
-    else:
-        execute(chosen, known, run, display, force=force)
-    if job.rank > 0:
-        return
-    if machine:
-        click.echo(json.dumps(run.metrics(known), indent=2))
-    done = {stage.NAME for stage in chosen}
-    if "report" in done:
-        summary = summary_of(run)
-        display.closing(summary)
-        append_step_summary(summary.as_markdown())
-    if "validate" in done:
-        raise_verdict(run)
 
 
 if __name__ == "__main__":

@@ -165,8 +165,13 @@ class Config(Section):
 
 def load_config(file: Path | None = None, values: Mapping[str, object] | None = None) -> Config:
     """The validated configuration of `file`, overridden by `values` (dotted names; `recipe`: its name or file)."""
-    raw = {key: _expand(key, value) for key, value in (read_yaml(file) if file else {}).items()}
-    given = dict(values or {})
+    return merged_config(read_yaml(file) if file else {}, values or {})
+
+
+def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Config:
+    """The validated configuration `raw`, overridden by `values`."""
+    raw = {key: _expand(key, value) for key, value in raw.items()}
+    given = dict(values)
     raw["recipe"] = _recipe(given.pop("recipe", None) or raw.get("recipe", DEFAULT_RECIPE))
     for name, value in given.items():
         raw = _merge(raw, _nested(name, value))
@@ -205,7 +210,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"configuration file '{file}' cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of characters, dates and numbers
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         raise UsageError(f"configuration file '{file}' is no valid YAML{where}") from None

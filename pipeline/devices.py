@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atopipe.pipeline.config import FULL
 from atopipe.pipeline.errors import MissingError, UsageError
-from atopipe.pipeline.run_directory import RunDirectory, write_json
+from atopipe.pipeline.files import write_json
+from atopipe.pipeline.run_directory import DEVICES, RunDirectory
 from atopipe.pipeline.variants import file_of
-
-FOLDER = "devices"
 
 
 class _Part(BaseModel):
@@ -79,14 +78,14 @@ def add_device(run: RunDirectory, file: Path) -> None:
             f"device file '{file}' is about another model ({device.model_sha256[:12]}, "
             f"this run's is {delivered[:12]}): measure with this run's bundle"
         )
-    (run.root / FOLDER).mkdir(exist_ok=True)
+    (run.root / DEVICES).mkdir(exist_ok=True)
     name = "".join(c if c.isalnum() else "-" for c in f"{device.device.cpu} {device.device.threads} {device.variant}")
-    write_json(run.root / FOLDER / f"{name.lower()}.json", device.model_dump())
+    write_json(run.root / DEVICES / f"{name.lower()}.json", device.model_dump())
 
 
 def devices_of(run: RunDirectory) -> list[Device]:
     """All that was added and is about the models as they are now."""
-    files = sorted((run.root / FOLDER).glob("*.json"))
+    files = sorted((run.root / DEVICES).glob("*.json"))
     found = [Device.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
     return [device for device in found if device.model_sha256 == _delivered(run, device.variant)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.errors import MissingError
-from atopipe.pipeline.run_directory import write_bytes
+from atopipe.pipeline.files import write_bytes
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from atopipe.validate.accuracy import Accuracy
 
     Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    ExactNetwork = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 BATCH_SIZE = 64
 
@@ -82,6 +83,22 @@ def as_function(model: "nn.Module", device: "torch.device") -> "Network":
     def network(images: "NDArray[np.float32]") -> "NDArray[np.float32]":
         logits: torch.Tensor = model(torch.from_numpy(images).to(device))
         return logits.cpu().numpy()
+
+    return network
+
+
+def in_float64(model: "nn.Module") -> "ExactNetwork":
+    """The same network in float64 on the CPU, as a function of float32 images: its logits are the true ones."""
+    import copy
+
+    import torch
+
+    exact = copy.deepcopy(model).cpu().double()
+
+    @torch.inference_mode()
+    def network(images: "NDArray[np.float32]") -> "NDArray[np.float64]":
+        logits: torch.Tensor = exact(torch.from_numpy(images).double())
+        return logits.numpy()
 
     return network
 

@@ -73,6 +73,8 @@ def written(command: Command) -> Command:
             "--preflight/--no-preflight",
             help="Rehearse removal, export and parity before the first epoch (default).",
         ),
+        click.option("--tensorboard", is_flag=True, help="Mirror the run in its folder tensorboard/."),
+        click.option("--mlflow", is_flag=True, help="Mirror the run in MLflow, by default in ./mlflow.db."),
     ]
     return _added(options, shown(command))
 
@@ -99,6 +101,22 @@ def gated(command: Command) -> Command:
             "--max-variant-drop",
             metavar="FRACTION",
             help="A variant's top-1 at most so far below that of fp32, or it is dropped (default 0.02).",
+        ),
+    ]
+    return _added(options, command)
+
+
+def chosen(command: Command) -> Command:
+    """The options that say which stages a run goes through."""
+    options = [
+        click.option("--from", "first", metavar="STAGE", help="Run again from this stage on, complete or not."),
+        click.option("--until", "last", metavar="STAGE", help="Stop after this stage."),
+        click.option("--dry-run", "dry", is_flag=True, help="Only say which stages would run, and why."),
+        click.option(
+            "--from-manifest",
+            "manifest",
+            metavar="FILE",
+            help="Run what this manifest.json describes; options given here override it.",
         ),
     ]
     return _added(options, command)

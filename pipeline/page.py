@@ -13,7 +13,7 @@ from atopipe.pipeline.config import COST_NAMES
 from atopipe.pipeline.environment import hardware, library_versions
 from atopipe.pipeline.run_directory import LIBRARIES, RunDirectory
 from atopipe.pipeline.stages.report import INPUTS, results_of
-from atopipe.pipeline.summary import Summary, both_readings, gate_title, milliseconds, scaled
+from atopipe.pipeline.summary import Summary, both_readings, gate_title, milliseconds, needed_runtime, scaled
 from atopipe.pipeline.variants import file_of, verdict_of
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -67,7 +67,8 @@ def render(run: RunDirectory, summary: Summary) -> str:
         images=_images(run),
         charts=_charts(run),
         layers=_layers(run),
-        structure=_read(run, "export", "structure.json")["model.onnx"],
+        structure=(structure := _read(run, "export", "structure.json")["model.onnx"]),
+        runtime=needed_runtime(structure),
         parity=_parity(run),
         chain=results_of(run, INPUTS),
         models=_models(run),
@@ -174,12 +175,16 @@ def _layers(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _parity(run: RunDirectory) -> dict[str, Any]:
     """What was compared, and how far it was off."""
+    from atopipe.validate.parity import ROUNDING_LIMIT
+
     parity: dict[str, Any] = _read(run, "validate", "parity.json")
     cases: Sequence[Mapping[str, Any]] = parity["cases"]
     return {
         **parity,
         "batches": ", ".join(map(str, sorted({case["batch"] for case in cases}))),
         "count": len(cases),
+        "providers": ", ".join(sorted({case["provider"] for case in cases})),
+        "rounding_limit": ROUNDING_LIMIT,
     }
 
 

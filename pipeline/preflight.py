@@ -92,12 +92,13 @@ def _export(small: "nn.Module", example: "Tensor", generator: "torch.Generator")
     import torch
 
     from atopipe.export.onnx import export_onnx
-    from atopipe.pipeline.networks import as_function
+    from atopipe.pipeline.networks import as_function, in_float64
     from atopipe.validate.parity import measure_parity
 
     images = torch.randn((1, *example.shape[1:]), generator=generator).numpy()  # exported with a batch of two
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         report = export_onnx(small, example, path, metadata={})
-        parity = measure_parity(as_function(small.eval(), torch.device("cpu")), path, images, batch_sizes=(1,))
+        single, exact = as_function(small.eval(), torch.device("cpu")), in_float64(small)
+        parity = measure_parity(single, path, images, exact=exact, batch_sizes=(1,))
     return parity.max_rel_diff, parity.tolerance, report.opset, report.bytes

@@ -4,14 +4,13 @@ A stage writes into a partial folder that is renamed when it is complete, so `st
 only if the stage is. The result holds the stage's *key*, a hash of everything it depends on: same key, same result.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +19,21 @@ import yaml
 from atopipe.pipeline.config import Config, parse_config, read_yaml
 from atopipe.pipeline.environment import hardware, library_versions
 from atopipe.pipeline.errors import MissingError, UsageError, explain
+from atopipe.pipeline.files import (
+    DamagedError,
+    files_in,
+    read_sealed,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_sealed,
+    write_text,
+)
+from atopipe.pipeline.inputs import OUTSIDE, fingerprints
+from atopipe.pipeline.lock import LOCK_FILES
 
-RESULT = "result.json"
+RESULT, MANIFEST = "result.json", "manifest.json"
+DEVICES = "devices"  # what other machines measured
 EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
 LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -63,10 +75,11 @@ class RunDirectory:
     def __init__(self, root: Path, config: Config) -> None:
         self.root = root
         self.config = config
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # are told what goes into events.jsonl
 
     @classmethod
-    def create(cls, root: Path, config: Config, *, force: bool = False) -> "RunDirectory":
-        """The run `config` in `root`; UsageError where `root` holds something else (`force` replaces another run)."""
+    def check(cls, root: Path, config: Config, *, force: bool = False) -> None:
+        """UsageError where `root` holds something else than the run `config` (`force` allows another run)."""
         if root.exists() and not root.is_dir():
             raise UsageError(f"output '{root}' is a file: choose another --output")
         if (root / "config.yaml").exists():
@@ -74,8 +87,13 @@ class RunDirectory:
             if others and not force:
                 remedy = "choose another --output, or --force to replace it"
                 raise UsageError(f"output '{root}' belongs to another configuration: {remedy}")
-        elif root.exists() and any(root.iterdir()):
+        elif root.exists() and any(entry.name not in LOCK_FILES for entry in root.iterdir()):
             raise UsageError(f"output '{root}' is not empty and is no run of atopipe: choose another --output")
+
+    @classmethod
+    def create(cls, root: Path, config: Config, *, force: bool = False) -> "RunDirectory":
+        """The run `config` in `root`, a new one or the same again, where `check` allows it."""
+        cls.check(root, config, force=force)
         try:
             root.mkdir(parents=True, exist_ok=True)
             write_text(root / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
@@ -103,8 +121,8 @@ class RunDirectory:
         if not path.exists():
             return None
         try:
-            return Result(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            return Result(**read_sealed(path))
+        except (DamagedError, TypeError):
             raise MissingError(f"'{path}' is damaged: run again with --force") from None
 
     def artifact(self, stage: str, name: str) -> Path:
@@ -117,15 +135,28 @@ class RunDirectory:
             raise MissingError(f"'{path}' has changed since stage {stage} wrote it: run again with --force")
         return path
 
+    def check_artifacts(self, stage: str) -> None:
+        """MissingError unless every file of a complete stage is as it was written."""
+        result = self.result(stage)
+        for name in result.artifacts if result else ():
+            self.artifact(stage, name)
+
     def depends(self, stage: StageSpec) -> dict[str, Any]:
         """Everything the outcome of `stage` depends on; its inputs must be complete."""
         inputs = {name: self.result(name) for name in stage.INPUTS}
+        outside = {name for setting in stage.SETTINGS for name in OUTSIDE.get(setting, ())}
         return {
             "stage": stage.NAME,
             "settings": self.config.slice_for(stage.SETTINGS),
+            "outside": {name: digest for name, digest in self.outside.items() if name in outside},
             "inputs": {name: result.digest for name, result in inputs.items() if result is not None},
             "libraries": library_versions(("atopipe", *stage.LIBRARIES)),
         }
+
+    @cached_property
+    def outside(self) -> dict[str, str]:
+        """Digests of what the run reads that is not in its directory: code, weights and data of the user's."""
+        return fingerprints(self.config, self.root / "inputs.json")
 
     def key(self, stage: StageSpec) -> str:
         """A hash of everything the outcome of `stage` depends on."""
@@ -153,21 +184,30 @@ class RunDirectory:
 
     def commit(self, stage: StageSpec, metrics: Mapping[str, float], seconds: float, peak_bytes: int) -> Result:
         """Makes the partial folder of `stage` its complete one, in the place of an older result."""
-        partial, final = self.folder(f".{stage.NAME}.partial"), self.folder(stage.NAME)
+        partial = self.folder(f".{stage.NAME}.partial")
         depends = self.depends(stage)
         artifacts = {file.relative_to(partial).as_posix(): sha256_file(file) for file in files_in(partial)}
         result = Result(stage.NAME, sha256_json(depends), depends, artifacts, dict(metrics), seconds, peak_bytes)
-        write_json(partial / RESULT, asdict(result))
-        retired = self.folder(f".{stage.NAME}.old")
+        write_sealed(partial / RESULT, asdict(result))
+        self._put_in_place(stage.NAME)
+        return result
+
+    def recover(self, stage: str) -> None:
+        """Ends the commit of `stage` that a killed process had begun: its files were all there, under another name."""
+        if (self.folder(f".{stage}.partial") / RESULT).exists():
+            self._put_in_place(stage)
+
+    def _put_in_place(self, stage: str) -> None:
+        partial, final, retired = (self.folder(name) for name in (f".{stage}.partial", stage, f".{stage}.old"))
         shutil.rmtree(retired, ignore_errors=True)
         if final.exists():
             final.rename(retired)
         partial.rename(final)
         shutil.rmtree(retired, ignore_errors=True)
-        self._drop_checkpoints(stage.NAME)
-        return result
+        self.drop_checkpoints(stage)
 
-    def _drop_checkpoints(self, stage: str) -> None:
+    def drop_checkpoints(self, stage: str) -> None:
+        """Of a stage that is complete."""
         folder = self.checkpoints(stage)
         shutil.rmtree(folder, ignore_errors=True)
         if folder.parent.is_dir() and not any(folder.parent.iterdir()):
@@ -175,13 +215,15 @@ class RunDirectory:
 
     def event(self, kind: str, **fields: object) -> None:
         """Appends what happened to events.jsonl, one JSON object per line."""
-        line = json.dumps({"time": time.time(), "event": kind, **fields}, default=str)
+        event = {"time": time.time(), "event": kind, **fields}
         with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(event, default=str) + "\n")
+        for follow in self.followers:
+            follow(event)
 
     def metrics(self, stages: Sequence[StageSpec]) -> dict[str, float]:
         """The flat metrics of all current stages; times are summed, memory is the largest."""
-        results = [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
+        results = self._current(stages)
         merged = {name: value for result in results for name, value in result.metrics.items()}
         seconds = {f"time.{result.stage}_s": result.seconds for result in results}
         if results:
@@ -189,33 +231,43 @@ class RunDirectory:
             merged |= {**seconds, "time.total_s": sum(seconds.values())}
         return dict(sorted(merged.items()))
 
+    def _current(self, stages: Sequence[StageSpec]) -> list[Result]:
+        return [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
+
     def publish(self, stages: Sequence[StageSpec]) -> dict[str, float]:
         """Writes metrics.json and manifest.json from the current stages, and returns the metrics."""
         metrics = self.metrics(stages)
         write_json(self.root / "metrics.json", metrics)
-        current = [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
-        write_json(self.root / "manifest.json", self._manifest(current))
+        current = self._current(stages)
+        write_sealed(self.root / MANIFEST, self._manifest(current))
         return metrics
 
     def _manifest(self, results: Sequence[Result]) -> dict[str, Any]:
         return {
             "command": sys.argv[1:],
             "seed": self.config.seed,
-            "config": sha256_json(self.config.resolved()),
+            "config": self.config.resolved(),
             "versions": library_versions(LIBRARIES),
             "hardware": hardware(),
+            "files": {name: sha256_file(self.root / name) for name in self.records()},
             "execution": {r.stage: self._execution(r.stage) for r in results if EXECUTION in r.artifacts},
             "stages": [
                 {
                     "stage": r.stage,
                     "key": r.key,
                     "digest": r.digest,
+                    "result": sha256_json(asdict(r)),
                     "inputs": r.depends["inputs"],
                     "artifacts": r.artifacts,
                 }
                 for r in results
             ],
         }
+
+    def records(self) -> list[str]:
+        """The files beside the stages whose digests the manifest holds."""
+        devices = [file.relative_to(self.root).as_posix() for file in files_in(self.root / DEVICES)]
+        return ["config.yaml", "metrics.json", *devices]
 
     def _execution(self, stage: str) -> object:
         return json.loads(self.artifact(stage, EXECUTION).read_text(encoding="utf-8"))
@@ -224,42 +276,3 @@ class RunDirectory:
 def _holds_work(root: Path) -> bool:
     """True if a stage of the run in `root` has completed or has been cut off in the middle."""
     return (root / "stages").is_dir() and any((root / "stages").iterdir())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader sees the old or the new content, never a part, even after a crash."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode("utf-8"))
-
-
-def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_bytes(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def sha256_json(content: object) -> str:
-    """Of the canonical JSON: sorted keys, no spaces."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Runs stages in order on a run directory, and skips what is complete and unchanged."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,16 +49,20 @@ def execute(
     run: RunDirectory,
     display: Display,
     *,
-    force: bool = False,
+    forced: Collection[str] = (),
     workspace: Workspace | None = None,
 ) -> None:
-    """Run the `chosen` of the `known` stages; complete and unchanged ones are skipped unless `force`.
+    """Run the `chosen` of the `known` stages; complete and unchanged ones are skipped unless they are `forced`.
 
-    Raises UsageError where a stage that another one reads is not there or out of date.
+    Raises UsageError where a stage that another one reads is not there or out of date, MissingError where a file of a
+    stage that would be skipped is not as that stage left it.
     """
     for stage in chosen:
+        run.recover(stage.NAME)
         _require(stage.INPUTS, known, run)
-        if not force and run.is_current(stage):
+        if stage.NAME not in forced and run.is_current(stage):
+            run.check_artifacts(stage.NAME)
+            run.drop_checkpoints(stage.NAME)
             display.say(f"{stage.NAME:<8} unchanged, skipped")
             continue
         workspace = workspace or Workspace(run.config, display)
@@ -67,7 +71,13 @@ def execute(
 
 
 def execute_together(
-    job: Job, chosen: Sequence[Stage], known: Sequence[Stage], run: RunDirectory, display: Display, *, force: bool
+    job: Job,
+    chosen: Sequence[Stage],
+    known: Sequence[Stage],
+    run: RunDirectory,
+    display: Display,
+    *,
+    forced: Collection[str],
 ) -> None:
     """`execute` in one process of a job: all of them run the stages that train, rank 0 alone the others.
 
@@ -76,12 +86,12 @@ def execute_together(
     workspace = Workspace(run.config, display)
     shared = [stage for stage in chosen if stage.NAME in SHARED]
     with together(workspace.device):
-        wanted = agreed([force or not run.is_current(stage) for stage in shared])
+        wanted = agreed([stage.NAME in forced or not run.is_current(stage) for stage in shared])
         trained = [stage for stage, is_wanted in zip(shared, wanted, strict=True) if is_wanted]
-        execute(trained, known, run, display, force=True, workspace=workspace)
+        execute(trained, known, run, display, forced=[stage.NAME for stage in trained], workspace=workspace)
     if job.rank == 0:
         rest = [stage for stage in chosen if stage not in trained]
-        execute(rest, known, run, display, force=force, workspace=workspace)
+        execute(rest, known, run, display, forced=forced, workspace=workspace)
 
 
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:

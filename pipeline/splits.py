@@ -1,6 +1,6 @@
 """A data set as the other stages see it: two splits that hand out batches, from memory or from disk."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atopipe.pipeline.augment import Augmentation, center_crop, plain
-from atopipe.pipeline.images import DataError, Preprocessing, Size, available_cores, read_pixels
+from atopipe.pipeline.images import DataError, MissingDataError, Preprocessing, Size, available_cores, read_pixels
 
 APART = 2**20  # between the seeds of two processes: more than an epoch has batches; the CPU takes 32 bits of a seed
 SMALLEST_BATCH = 2  # batch normalisation has no statistics of a single image
@@ -90,7 +90,7 @@ class OnDisk(Dataset[Tensor | DataError]):
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        for batch in loader:
+        for batch in _unless_killed(loader):
             if isinstance(batch, DataError):
                 raise batch
             yield batch.to(device, non_blocking=True)
@@ -105,6 +105,19 @@ class Chosen:
 
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         return self.images.read([self.indices[positions] for positions in plan], device)
+
+
+def _unless_killed(batches: Iterable[Tensor | DataError]) -> Iterator[Tensor | DataError]:
+    """The batches; MissingDataError where a process that reads them is killed, which torch tells as a RuntimeError."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        remedy = "free some, or lower --batch-size, and run again to go on"
+        raise MissingDataError(
+            f"a process that reads images was killed, most likely for want of memory: {remedy}"
+        ) from error
 
 
 def _stack(images: Sequence[Tensor | DataError]) -> Tensor | DataError:

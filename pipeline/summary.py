@@ -9,6 +9,8 @@ from atopipe.pipeline.config import COST_NAMES
 GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",
     "parity.max_rel_diff": "torch = ONNX Runtime",
+    "parity.float64_rel_diff": "float64 = ONNX Runtime",
+    "parity.rounding_ratio": "rounding against torch's",
     "flops.ratio": "FLOPs within target",
     "params.ratio": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",
@@ -184,6 +186,13 @@ def _accuracy(metrics: Mapping[str, float]) -> Row | None:
         return Row("accuracy (top-1)", "", f"{pruned:.4f}", "")
     dense = metrics["accuracy.dense"]
     return Row("accuracy (top-1)", f"{dense:.4f}", f"{pruned:.4f}", f"{100 * (pruned - dense):+.2f} points")
+
+
+def needed_runtime(structure: Mapping[str, Any]) -> str:
+    """Which ONNX Runtime loads a file, from what was read back from it."""
+    if structure["runtime"]:
+        return f"loads in ONNX Runtime {structure['runtime']} and newer"
+    return "needs an ONNX Runtime newer than those whose versions are known"
 
 
 def milliseconds(value: float) -> str:

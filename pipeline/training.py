@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.checkpoints import Checkpoints, StopRequest, unpacked
+from atopipe.pipeline.checkpoints import Checkpoints, unpacked
 from atopipe.pipeline.distributed import shared
+from atopipe.pipeline.files import write_json
+from atopipe.pipeline.interruption import StopRequest
 from atopipe.pipeline.networks import save_tensors
-from atopipe.pipeline.run_directory import EXECUTION, write_json
+from atopipe.pipeline.run_directory import EXECUTION
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:
@@ -43,10 +45,15 @@ def checkpointed(context: Context) -> "Iterator[Keeper]":
     In a job of several processes the first one keeps them, and all of them go on from its last.
     """
     run, job, stop = context.run, context.workspace.job, StopRequest()
-    minutes = context.config.checkpoint_minutes
     checkpoints = Checkpoints(
-        run.checkpoints(context.stage.NAME), run.key(context.stage), minutes, stop, context.display.say
+        run.checkpoints(context.stage.NAME),
+        run.key(context.stage),
+        context.config.checkpoint_minutes,
+        stop,
+        context.display.say,
+        lambda step, seconds: run.event("checkpoint", step=step, seconds=seconds),
     )
+    run.event("training started", stage=context.stage.NAME)
     if job.size > 1:
         yield Together(checkpoints, first=job.rank == 0)
     else:

@@ -16,10 +16,12 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.
 # Heavy or replaceable libraries, and the only files that may import them.
 CONFINED = {
     "torch_pruning": {"ato/dependencies.py"},
-    "onnx": {"export/onnx.py"},
+    "onnx": {"export/onnx.py", "export/nodes.py", "export/smallest.py"},
     "torch.onnx": {"export/onnx.py"},
     "onnxruntime": {"validate/session.py", "export/quantize.py", "pipeline/bundle/infer.py"},
     "onnxscript": {"export/onnx.py"},
+    "mlflow": {"pipeline/tracking/mlflow.py"},
+    "torch.utils.tensorboard": {"pipeline/tracking/tensorboard.py"},
     "pickle": set[str](),
 }
 HEAVY = (

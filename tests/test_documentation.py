@@ -19,6 +19,7 @@ from atopipe.pipeline import cli, errors
 from atopipe.pipeline.config import FLAGS, Config, load_config, recipe_names
 from atopipe.pipeline.data import SOURCES, source_names
 from atopipe.pipeline.display import epoch_line
+from atopipe.pipeline.launch import configuration
 from atopipe.pipeline.models import model_names
 from atopipe.pipeline.summary import GATES, both_readings
 
@@ -100,11 +101,11 @@ def test_the_set_up_is_the_promised_two_lines() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_line_is_accepted(command: str) -> None:
     parameters = parsed(command)
-    if "model" not in parameters:
+    if not parameters.get("model"):
         return
     settings = {p.name for p in cli.cli.commands["inspect"].params} - {"machine"}
     given = {name: value for name, value in parameters.items() if name in settings}
-    config = cli._configuration({**given, "target_flops": given["target_flops"] or "1"})
+    config = configuration({**given, "target_flops": given["target_flops"] or "1"})
     assert config.data.source.partition(":")[0] in {*SOURCES, "noise"}
 
 

@@ -1,7 +1,9 @@
 """The only place that makes an ONNX Runtime session: explicit threads, no spinning, no silent change of provider."""
 
+import ctypes
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +13,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 CPU = "CPUExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+NO_TF32 = "NVIDIA_TF32_OVERRIDE"
 _ERRORS = 3  # ONNX Runtime's severities: 0 verbose, 1 information, 2 warning, 3 error, 4 fatal
 _FATAL = 4  # whatever stops a session is raised as well: its log would only say the same twice
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # whole float32, as everywhere else
 
 ort.set_default_logger_severity(_ERRORS)
 
@@ -23,6 +28,17 @@ class SessionError(Exception):
 
 class ProviderError(Exception):
     """The wanted execution provider is not the one that would run the model. One sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Providers:
+    """Execution providers that run a model here, and why others that ONNX Runtime lists do not."""
+
+    usable: tuple[str, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+ONLY_CPU = Providers((CPU,))
 
 
 class Optimisation(Enum):
@@ -60,13 +76,29 @@ class Session:
         return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [B, K] of images [B, C, H, W]; raise SessionError if their shape or type does not fit."""
+        """Return the logits [B, K] of images [B, C, H, W].
+
+        Raises:
+            SessionError: their shape or type does not fit.
+            ProviderError: it was not the session's provider that computed them.
+        """
         try:
-            return cast(NDArray[np.float32], self.runtime.run(None, {self.input_name: images})[0])
+            logits = cast(NDArray[np.float32], self.runtime.run(None, {self.input_name: images})[0])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise SessionError(
                 f"the model cannot be run on {images.dtype} images of shape {list(images.shape)}: {_brief(error)}"
             ) from error
+        self._require_provider()
+        return logits
+
+    def _require_provider(self) -> None:
+        """ONNX Runtime may go on with another provider after a failure: its answers are not this one's."""
+        now = self.runtime.get_providers()[0]
+        if now != self.provider:
+            raise ProviderError(
+                f"the provider '{self.provider}' failed while the model ran, and ONNX Runtime went on with '{now}': "
+                "repair its drivers and libraries, or ask for another provider"
+            )
 
 
 def open_session(
@@ -89,7 +121,10 @@ def open_session(
     source = model if isinstance(model, bytes) else _existing(model)
     try:
         runtime = ort.InferenceSession(
-            source, _options(provider, threads, optimisation), providers=[provider], enable_fallback=0
+            source,
+            _options(provider, threads, optimisation),
+            providers=[(provider, _PROVIDER_OPTIONS.get(provider, {}))],
+            enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise _explained(error, model, provider) from error
@@ -101,6 +136,46 @@ def open_session(
             "an image classifier has one of each"
         )
     return Session(runtime, runtime.get_inputs()[0].name, provider, threads, optimisation)
+
+
+def usable_providers(model: Path) -> Providers:
+    """Try the model on one image with every provider that ONNX Runtime lists; the CPU's is usable untried.
+
+    Being listed says only that a provider was built in: its libraries, its driver and its device may all be missing.
+    """
+    skipped: dict[str, str] = {}
+    for provider in (name for name in ort.get_available_providers() if name != CPU):
+        if reason := _why_not_usable(model, provider):
+            skipped[provider] = reason
+    return Providers(tuple(name for name in ort.get_available_providers() if name not in skipped), skipped)
+
+
+def _why_not_usable(model: Path, provider: str) -> str:
+    """The reason as a clause, empty where there is none."""
+    if provider == TENSORRT and os.environ.get(NO_TF32) != "0":
+        return f"it computes in TF32, which only {NO_TF32}=0 in the environment switches off"
+    ort.set_default_logger_severity(_FATAL)  # a library that cannot be loaded is an answer here, not an error
+    try:
+        session = open_session(model, provider=provider)
+        session.run(np.zeros((1, *session.input_shape()), np.float32))
+    except (ProviderError, SessionError) as error:
+        return _missing_library(provider) or str(error)
+    finally:
+        ort.set_default_logger_severity(_ERRORS)
+    return ""
+
+
+def _missing_library(provider: str) -> str:
+    """What the loader of Linux misses, which ONNX Runtime writes to its log only; empty where that is no reason."""
+    name = provider.removesuffix("ExecutionProvider").lower()
+    path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    if not path.exists():
+        return ""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"its library cannot be loaded: {error}" if "cannot open shared object" in str(error) else ""
+    return ""
 
 
 def available_threads() -> int:

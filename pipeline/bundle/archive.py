@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from atopipe.pipeline.run_directory import files_in, sha256_file, write_text
+from atopipe.pipeline.files import files_in, sha256_file, write_text
 
 SUMS = "SHA256SUMS"
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the oldest time a .zip can hold: the time of writing says nothing

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atopipe.pipeline.summary import Summary
+from atopipe.pipeline.summary import Summary, needed_runtime
 
 FEW = 10
 BODY = """
@@ -16,6 +16,8 @@ batch size is free.
 `logits`: float32 [batch, {classes}], in the order of `labels.txt`: {labels}.
 
 ## Use
+
+The file has opset {opset} and IR version {ir_version}: it {runtime}.
 
 ```sh
 pip install numpy onnxruntime pillow
@@ -37,14 +39,18 @@ fastest.
 
 
 def model_card(
-    summary: Summary, labels: Sequence[str], preprocessing: Mapping[str, Any], digests: Mapping[str, str]
+    summary: Summary,
+    labels: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    structures: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Markdown with the front matter that model hubs read; the figures are those of the run's summary.
 
-    `digests`: the SHA-256 of every model file.
+    `structures`: what was read back from every model file, model.onnx first.
     """
     front = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": ["pruning", "onnxruntime"]}
     height, width = preprocessing["size"]
+    structure = next(iter(structures.values()))
     shown = ", ".join(labels[:FEW]) + (f", ... ({len(labels)} in all)" if len(labels) > FEW else "")
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", summary.as_markdown()]
     return "\n".join(lines) + BODY.format(
@@ -52,8 +58,11 @@ def model_card(
         width=width,
         classes=len(labels),
         labels=shown,
-        variants=_variants(summary, list(digests)[1:]),
-        digests="  \n".join(f"SHA-256 of {name}: `{digest}`" for name, digest in digests.items()),
+        opset=structure["opset"],
+        ir_version=structure["ir_version"],
+        runtime=needed_runtime(structure),
+        variants=_variants(summary, list(structures)[1:]),
+        digests="  \n".join(f"SHA-256 of {name}: `{found['sha256']}`" for name, found in structures.items()),
     )
 
 

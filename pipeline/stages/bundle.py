@@ -18,10 +18,11 @@ from atopipe.pipeline.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.bundle.card import model_card
 from atopipe.pipeline.config import FULL, TARGETS
 from atopipe.pipeline.errors import ParityGateFailed
+from atopipe.pipeline.files import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.networks import as_function, load_shrunk
-from atopipe.pipeline.run_directory import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages.report import results_of, summary_of
+from atopipe.pipeline.stages.validate import require_equivalence
 from atopipe.pipeline.variants import file_of, verdict_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ REPLAY_SECONDS = 300
 
 
 def run(context: Context) -> dict[str, float]:
+    require_equivalence(context.run)
     folder = context.folder / FOLDER
     (folder / "samples").mkdir(parents=True)
     for file in _models(context):
@@ -52,10 +54,9 @@ def run(context: Context) -> dict[str, float]:
     write_text(folder / "labels.txt", "".join(f"{label}\n" for label in data.labels))
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
-    digests = {file.name: sha256_file(file) for file in _models(context)}
     settings = json.loads(data.preprocessing.to_json())
     summary = replace(summary_of(context.run), title=_title(context), model="model.onnx")
-    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, digests))
+    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, _structures(context)))
     write_json(folder / "manifest.json", _manifest(context, folder))
     write_sums(folder)
     replayed = _replay(folder)
@@ -71,6 +72,14 @@ def _models(context: Context) -> list[Path]:
     """What is delivered: model.onnx, and the variants that validation kept."""
     kept = verdict_of(context.run)["kept"][1:]
     return [context.input("export", file_of(FULL)), *(context.input("quantize", file_of(name)) for name in kept)]
+
+
+def _structures(context: Context) -> dict[str, Any]:
+    """File name -> what was read back from it, of all that is delivered."""
+    whole = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))[file_of(FULL)]
+    names = verdict_of(context.run)["kept"][1:]
+    made = json.loads(context.input("quantize", "variants.json").read_text(encoding="utf-8")) if names else {}
+    return {file_of(FULL): whole, **{file_of(name): made[name] for name in names}}
 
 
 def _write_samples(context: Context, folder: Path) -> None:

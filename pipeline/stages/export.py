@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.files import write_json
 from atopipe.pipeline.networks import load_shrunk
-from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
 
 if TYPE_CHECKING:

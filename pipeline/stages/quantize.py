@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config import FULL, Config
-from atopipe.pipeline.run_directory import write_json
+from atopipe.pipeline.files import write_json
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.variants import file_of
 

@@ -8,7 +8,8 @@ from typing import Any
 from atopipe.pipeline.build_server import junit
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.devices import devices_of
-from atopipe.pipeline.run_directory import Result, RunDirectory, write_text
+from atopipe.pipeline.files import write_text
+from atopipe.pipeline.run_directory import Result, RunDirectory
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline, quantize
 from atopipe.pipeline.summary import Summary, summarise

@@ -5,8 +5,8 @@ Leaves structure.json (model name, arguments, kept indices) and weights.safetens
 
 import json
 
+from atopipe.pipeline.files import write_json
 from atopipe.pipeline.networks import load_mask, load_trained, save_tensors
-from atopipe.pipeline.run_directory import write_json
 from atopipe.pipeline.runner import Context
 
 NAME = "shrink"

@@ -7,15 +7,17 @@ result: the stage is complete all the same.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.environment import hardware
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
+from atopipe.pipeline.files import write_json
 from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
-from atopipe.pipeline.run_directory import RunDirectory, write_json
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline, quantize
 from atopipe.pipeline.variants import Variant, as_json, examine, judged, timed
@@ -36,14 +38,20 @@ LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 PARITY_IMAGES = 32
 LOSSLESS_LIMIT = 1e-10
 ONE_IMAGE = 1
-EQUIVALENCE_GATES = ("lossless.max_rel_diff", "parity.max_rel_diff")
+PARITY_GATES = ("parity.max_rel_diff", "parity.float64_rel_diff", "parity.rounding_ratio")
+EQUIVALENCE_GATES = ("lossless.max_rel_diff", *PARITY_GATES)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured; `doubt`: why nothing can be decided by the latency, None where it can."""
+    """What was measured.
+
+    `parting`: where the delivered file differs first, if it does; `doubt`: why nothing can be decided by the latency,
+    None where it can.
+    """
 
     parity: "Parity"
+    parting: str
     accuracies: "Mapping[str, Accuracy]"
     flips: "Mapping[str, Flips]"
     variants: list[Variant]
@@ -56,7 +64,8 @@ def run(context: Context) -> dict[str, float]:
 
     found = _measure(context)
     gates = [*_standing_gates(context, found), *_chosen_gates(context, found)]
-    write_json(context.folder / "gates.json", [_as_dict(judge(gate)) for gate in gates])
+    verdicts = _located([judge(gate) for gate in gates], found.parting)
+    write_json(context.folder / "gates.json", [_as_dict(verdict) for verdict in verdicts])
     write_json(context.folder / "parity.json", found.parity.to_json())
     flips = {name: {**asdict(f), "drop": f.drop, "drop_interval": f.drop_interval()} for name, f in found.flips.items()}
     write_json(context.folder / "flips.json", flips)
@@ -67,16 +76,17 @@ def run(context: Context) -> dict[str, float]:
         **_drop_metrics(found.flips),
         "parity.max_abs_diff": found.parity.max_abs_diff,
         "parity.max_rel_diff": found.parity.max_rel_diff,
+        "parity.float64_rel_diff": found.parity.float64_rel_diff,
+        "parity.rounding_ratio": found.parity.rounding_ratio,
         **_latency_metrics(found.latency),
         **{name: value for variant in found.variants for name, value in variant.metrics().items()},
     }
 
 
 def _measure(context: Context) -> Findings:
-    import torch
-
+    from atopipe.export.onnx import export_onnx
+    from atopipe.pipeline.divergence import compare
     from atopipe.validate.accuracy import flips
-    from atopipe.validate.parity import measure_parity
     from atopipe.validate.session import open_session
 
     workspace, config = context.workspace, context.config
@@ -84,8 +94,8 @@ def _measure(context: Context) -> Findings:
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
     small = load_shrunk(context)
-    # The reference is the CPU's arithmetic: a GPU may convolve with shorter mantissas (TF32).
-    parity = measure_parity(as_function(small, torch.device("cpu")), delivered, images, seed=config.seed)
+    export = partial(export_onnx, small, workspace.example, metadata={})
+    parity, parting = compare(small, delivered, images, export=export, seed=config.seed)
     accuracies = {
         "masked": accuracy_of(context, as_function(load_trained(context), device)),
         "shrunk": accuracy_of(context, as_function(small, device)),
@@ -103,7 +113,7 @@ def _measure(context: Context) -> Findings:
     latency, variants = timed(context, variants, images)
     doubt = _doubt(context, latency, delivered, images)
     variants = [judged(variant, config.gates.max_variant_drop, doubt) for variant in variants]
-    return Findings(parity, accuracies, changed, variants, latency, doubt)
+    return Findings(parity, parting, accuracies, changed, variants, latency, doubt)
 
 
 def _doubt(context: Context, latency: "Comparison", model: Path, images: "NDArray[np.float32]") -> str | None:
@@ -118,18 +128,33 @@ def _doubt(context: Context, latency: "Comparison", model: Path, images: "NDArra
     return null_test(model, images, seed=context.config.seed, budget_s=share).doubt
 
 
-def raise_verdict(run: RunDirectory) -> None:
-    """Turns the gates of a complete validate stage into the exit code; a failed equivalence outweighs the rest."""
-    gates = json.loads(run.artifact(NAME, "gates.json").read_text(encoding="utf-8"))
-    failed = {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == "fail"}
-    unclear = {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == "inconclusive"}
-    broken = [reason for name, reason in failed.items() if name in EQUIVALENCE_GATES]
+def _located(verdicts: "list[Verdict]", parting: str) -> "list[Verdict]":
+    """The same verdicts; the first failed one about parity says where the file parts from the network."""
+    broken = next((v for v in verdicts if v.gate.name in PARITY_GATES and v.outcome.value == "fail"), None)
+    return [replace(v, reason=f"{v.reason}: {parting}") if v is broken else v for v in verdicts]
+
+
+def require_equivalence(run: RunDirectory) -> None:
+    """Raises ParityGateFailed where the delivered model was found not to be the trained one."""
+    broken = [reason for name, reason in _reasons(run, "fail").items() if name in EQUIVALENCE_GATES]
     if broken:
         raise ParityGateFailed(f"the delivered model is not the trained one: {'; '.join(broken)}")
+
+
+def raise_verdict(run: RunDirectory) -> None:
+    """Turns the gates of a complete validate stage into the exit code; a failed equivalence outweighs the rest."""
+    require_equivalence(run)
+    failed, unclear = _reasons(run, "fail"), _reasons(run, "inconclusive")
     if failed:
         raise GateFailed(f"gate failed: {'; '.join(failed.values())}")
     if unclear:
         raise Inconclusive(f"inconclusive: {'; '.join(unclear.values())}: {_remedy(unclear, run)}")
+
+
+def _reasons(run: RunDirectory, outcome: str) -> dict[str, str]:
+    """Of the gates with that outcome, by their names."""
+    gates = json.loads(run.artifact(NAME, "gates.json").read_text(encoding="utf-8"))
+    return {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == outcome}
 
 
 def _remedy(unclear: Mapping[str, str], run: RunDirectory) -> str:
@@ -142,12 +167,15 @@ def _remedy(unclear: Mapping[str, str], run: RunDirectory) -> str:
 def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
     """What every delivered model must reach, whatever its settings."""
     from atopipe.validate.acceptance import Gate
+    from atopipe.validate.parity import ROUNDING_LIMIT
 
-    counted = _metrics_of(context, "shrink")
+    counted, parity = _metrics_of(context, "shrink"), found.parity
     onnx, shrunk = found.accuracies["onnx"], found.accuracies["shrunk"]
     return [
         Gate("lossless.max_rel_diff", counted.get("lossless.max_rel_diff"), LOSSLESS_LIMIT),
-        Gate("parity.max_rel_diff", found.parity.max_rel_diff, found.parity.tolerance),
+        Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
+        Gate("parity.float64_rel_diff", parity.float64_rel_diff, parity.tolerance),
+        Gate("parity.rounding_ratio", parity.rounding_ratio, ROUNDING_LIMIT),
         *(
             Gate(f"{cost}.ratio", counted.get(f"{cost}.ratio"), target)
             for cost, target in context.config.targets.items()

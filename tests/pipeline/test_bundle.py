@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from atopipe.pipeline import cli
 from atopipe.pipeline.bundle import infer
+from atopipe.pipeline.files import sha256_file
 from atopipe.pipeline.images import Preprocessing, preprocess
-from atopipe.pipeline.run_directory import sha256_file
 
 NO_TORCH = (
     "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
@@ -106,6 +107,12 @@ def spoil_photo(bundle: Path) -> None:
     np.savez(path, **arrays)
 
 
+def downgrade(bundle: Path) -> None:
+    model = onnx.load_model(bundle / "model.onnx")
+    model.opset_import[0].version = 17
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+
+
 def truncate(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes()[:-100])
 
@@ -114,13 +121,14 @@ def truncate(bundle: Path) -> None:
     ("spoil", "sums_too", "sentence"),
     [
         (truncate, False, "model.onnx is missing or not the file that was shipped: unpack the bundle again"),
+        (downgrade, False, "model.onnx is missing or not the file that was shipped: unpack the bundle again"),
         (lambda bundle: (bundle / "MODEL_CARD.md").unlink(), False, "MODEL_CARD.md is missing or not the file"),
         (spoil_labels, True, "labels.txt does not hold the labels that are stored in model.onnx"),
         (spoil_mean, True, "preprocess.json does not hold the preprocessing that is stored in model.onnx"),
         (spoil_logits, True, "a logit of model.onnx is off by "),
         (spoil_photo, True, "a photo is scaled or cut otherwise than recorded: "),
     ],
-    ids=["truncated", "missing", "labels", "mean", "logits", "photo"],
+    ids=["truncated", "opset", "missing", "labels", "mean", "logits", "photo"],
 )
 def test_what_is_wrong_is_noticed(bundle: Path, spoil: Callable[[Path], None], sums_too: bool, sentence: str) -> None:
     spoil(bundle)
@@ -192,3 +200,10 @@ def test_the_measurements_of_a_device_become_a_line_of_the_report(
     assert cli.main(["report", "out", "--add", "device.json"]) == 2
     assert "holds no measurements: give what 'python infer.py --bench --json' printed" in capsys.readouterr().err
     assert cli.main(["report", "out", "--add", "nothing.json"]) == 5
+
+
+def test_the_card_says_what_the_file_needs(finished: Path) -> None:
+    bundle = finished / "out/bundle"
+    card = (bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "The file has opset 18 and IR version 8: it loads in ONNX Runtime 1.14 and newer.\n" in card
+    assert f"SHA-256 of model.onnx: `{sha256_file(bundle / 'model.onnx')}`" in card

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from atopipe.ato.snapshot import Snapshot
-from atopipe.pipeline.checkpoints import Checkpoints, StopRequest
+from atopipe.pipeline.checkpoints import Checkpoints
+from atopipe.pipeline.interruption import StopRequest
 
 CONFIG = """
 model: {name: resnet20, args: {}}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from atopipe.pipeline import cli
 from atopipe.pipeline.errors import LEAF_EXIT_CODES, explain
+from atopipe.pipeline.launch import configuration
 
 FRACTION = "a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's FLOPs"
 
@@ -58,7 +59,6 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     return code, captured.err.strip()
 
 
-COMMANDS = "bench, bundle, export, inspect, quantize, report, run, shrink, train, validate"
 RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
 
 
@@ -66,8 +66,12 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
     ("argv", "code", "sentence"),
     [
         (["rum"], 2, "atopipe: unknown command 'rum': did you mean run?"),
-        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {COMMANDS}"),
-        (["run", "--modell", "x"], 2, "atopipe: unknown option '--modell': did you mean --model or --model-args?"),
+        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {', '.join(sorted(cli.cli.commands))}"),
+        (
+            ["run", "--modell", "x"],
+            2,
+            "atopipe: unknown option '--modell': did you mean --model, --model-args or --mlflow?",
+        ),
         (
             ["run", "--target-flop=0.3"],
             2,
@@ -246,7 +250,7 @@ def test_a_switch_is_on_or_off_or_as_the_recipe_says(
         monkeypatch.setenv("ATOPIPE_LIVE_SHRINK", variable)
     options = cli.cli.commands["inspect"].make_context("inspect", ["--model", "m", *argv]).params
     del options["machine"]
-    recipe = cli._configuration({**options, "target_flops": "0.3"}).recipe
+    recipe = configuration({**options, "target_flops": "0.3"}).recipe
     assert (recipe.live_shrink, recipe.compile) == wanted
 
 

@@ -74,7 +74,10 @@ def test_the_page_says_what_was_measured(finished: Path, page: str) -> None:
     assert [gate["reason"] for gate in gates if gate["reason"] not in page] == []
     digests = {stage["stage"]: stage["digest"] for stage in manifest["stages"]}
     assert [name for name, digest in digests.items() if digest not in page] == ["report"]
-    assert "opset 18, IR version 8" in page
+    assert "opset 18, IR version 8, 5 nodes; loads in ONNX Runtime 1.14 and newer" in page
+    assert f"{metrics['parity.rounding_ratio']:.2g} times what torch is off by in float32, at most 10" in page
+    skipped = json.loads((finished / "out/stages/validate/parity.json").read_text())["skipped"]
+    assert [name for name in skipped if f"not compared: {name}, because " not in page] == []
     assert page.count("<svg ") == 3  # training, the dense training, widths
 
 
@@ -102,6 +105,12 @@ def test_layers_are_shown_in_order_and_add_up(finished: Path) -> None:
     assert sorted(["layer10.a", "layer2.b", "layer2.a"], key=_natural) == ["layer2.a", "layer2.b", "layer10.a"]
 
 
+def browser(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--enable-logging=stderr"]
+    command = [str(BROWSER), "--headless", *settings, f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("run", ["finished", "finished_with_variants"])
@@ -109,12 +118,12 @@ def test_a_browser_shows_it_without_complaint(
     run: str, tmp_path: Path, width: int, request: pytest.FixtureRequest
 ) -> None:
     page = request.getfixturevalue(run) / "out/report.html"
-    command = [
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr"),
-        *("--dump-dom", page.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0
+    done = browser(tmp_path, f"--window-size={width},900", "--dump-dom", page.as_uri())
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     assert re.findall(r'<(?:section|header) id="(\w+)"', done.stdout) == list(ids(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+def test_it_prints_on_few_pages(finished: Path, tmp_path: Path) -> None:
+    browser(tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}", (finished / "out/report.html").as_uri())
+    assert len(re.findall(rb"/Type /Page\b", (tmp_path / "report.pdf").read_bytes())) <= 3

@@ -8,7 +8,8 @@ import pytest
 
 from atopipe.pipeline.config import Config, load_config
 from atopipe.pipeline.errors import MissingError, UsageError
-from atopipe.pipeline.run_directory import RunDirectory, sha256_file, write_bytes, write_text
+from atopipe.pipeline.files import sha256_file, write_bytes, write_text
+from atopipe.pipeline.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 from atopipe.pipeline.config import load_config
 from atopipe.pipeline.display import QuietDisplay
 from atopipe.pipeline.errors import AtopipeError, Interrupted, MissingError, UsageError
-from atopipe.pipeline.run_directory import RunDirectory, write_text
+from atopipe.pipeline.files import write_text
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context, execute
 
 
@@ -51,7 +52,7 @@ def test_complete_stages_are_skipped_and_a_forced_one_is_redone_with_what_reads_
     execute([first, second], [first, second], run, shown)
     assert (first.runs, second.runs) == (1, 1)
     assert shown.lines[-2:] == ["train    unchanged, skipped", "shrink   unchanged, skipped"]
-    execute([first], [first, second], run, shown, force=True)
+    execute([first], [first, second], run, shown, forced=["train"])
     execute([first, second], [first, second], run, shown)
     assert (first.runs, second.runs) == (2, 2)
 
@@ -64,7 +65,7 @@ def test_a_stage_alone_needs_what_it_reads(run: RunDirectory) -> None:
     assert str(caught.value) == f"stage train of '{run.root}' is not complete: {remedy}"
     third = Counting("export", ("shrink",))
     execute([first, second], [first, second, third], run, QuietDisplay())
-    execute([first], [first, second, third], run, QuietDisplay(), force=True)
+    execute([first], [first, second, third], run, QuietDisplay(), forced=["train"])
     with pytest.raises(UsageError) as caught:
         execute([third], [first, second, third], run, QuietDisplay())
     assert str(caught.value) == f"stage shrink of '{run.root}' is out of date: run 'atopipe shrink {run.root}' first"

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from atopipe.pipeline import cli
 from atopipe.pipeline.config import load_config
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
-from atopipe.pipeline.run_directory import RunDirectory, sha256_file
+from atopipe.pipeline.files import sha256_file
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.stages import STAGES, baseline, quantize
 from atopipe.pipeline.stages.validate import raise_verdict
 from atopipe.validate.session import open_session
@@ -83,6 +84,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
     left = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
     assert left == {
         *("config.yaml", "events.jsonl", "manifest.json", "metrics.json", "summary.md", "junit.xml", "report.html"),
+        *("inputs.json", ".lock"),
         *(
             f"stages/train/{name}"
             for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
@@ -123,7 +125,7 @@ def test_the_structure_is_that_of_the_files(work: Path, metrics: dict[str, float
     assert sorted(structure) == ["dense.onnx", "model.onnx"]
     for name, told in structure.items():
         assert told["sha256"] == sha256_file(work / "out/stages/export" / name)
-        assert (told["opset"], told["ir_version"]) == (18, 8)
+        assert (told["opset"], told["ir_version"], told["runtime"]) == (18, 8, "1.14")
     assert structure["model.onnx"]["bytes"] == metrics["size.shrunk_bytes"]
 
 

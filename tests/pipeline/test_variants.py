@@ -21,7 +21,8 @@ from atopipe.export.onnx import export_onnx, read_metadata
 from atopipe.export.quantize import write_variant
 from atopipe.pipeline import cli
 from atopipe.pipeline.bundle.archive import write_sums
-from atopipe.pipeline.run_directory import RunDirectory, sha256_file, write_json
+from atopipe.pipeline.files import sha256_file, write_json
+from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.stages import STAGES
 from atopipe.pipeline.variants import Variant, as_json, file_of, judged
 from atopipe.validate.accuracy import Flips

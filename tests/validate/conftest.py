@@ -1,5 +1,6 @@
 """A small network, exported once: the real file which the real runtime loads."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def as_function() -> Callable[[nn.Module], Network]:
         def network(images: np.ndarray) -> np.ndarray:
             with torch.no_grad():
                 return net(torch.from_numpy(images)).numpy()
+
+        return network
+
+    return wrap
+
+
+@pytest.fixture
+def as_exact() -> Callable[[nn.Module], Network]:
+    """A network in float64: its logits are the true ones."""
+
+    def wrap(net: nn.Module) -> Network:
+        exact = copy.deepcopy(net).double()
+
+        def network(images: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return exact(torch.from_numpy(images).double()).numpy()
 
         return network
 

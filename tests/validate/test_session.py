@@ -19,6 +19,7 @@ from atopipe.validate.session import (
     available_threads,
     cpu_quota,
     open_session,
+    usable_providers,
 )
 
 LISTED = ", ".join(ort.get_available_providers())
@@ -39,6 +40,24 @@ def test_the_options_reach_onnx_runtime(models) -> None:
     assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert session.metadata == {"labels": '["a", "b", "c", "d"]'}
+
+
+def test_every_listed_provider_is_usable_or_skipped_with_its_reason(models, images, capfd) -> None:
+    providers = usable_providers(models[8])
+    assert sorted([*providers.usable, *providers.skipped]) == sorted(ort.get_available_providers())
+    assert CPU in providers.usable
+    for provider in providers.usable:
+        assert open_session(models[8], provider=provider).run(images).shape == (20, 4)
+    assert [name for name, reason in providers.skipped.items() if not reason or "\n" in reason] == []
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif("TensorrtExecutionProvider" not in LISTED, reason="this ONNX Runtime knows no TensorRT")
+def test_tensorrt_is_compared_in_full_float32_only(models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert usable_providers(models[8]).skipped["TensorrtExecutionProvider"] == (
+        "it computes in TF32, which only NVIDIA_TF32_OVERRIDE=0 in the environment switches off"
+    )
 
 
 def test_an_unknown_provider_is_named_with_those_there_are(models) -> None:

@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM: a stage is given up at once, training ends after the step it is in."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+class StopRequest:
+    """Whether the process was asked to stop; training then keeps what it has after the step it is in."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def make(self, *_: object) -> None:
+        """As a signal handler; asked a second time, the process stops at once."""
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While active, Ctrl-C and SIGTERM make the request."""
+        with _handled_by(self.make):
+            yield
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While active, SIGTERM does what Ctrl-C does, so that a stage can put away what it has begun."""
+    with _handled_by(_interrupt):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Handler) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

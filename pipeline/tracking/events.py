@@ -1,0 +1,48 @@
+"""events.jsonl as it is read back: what a run has been through, without attempts that were begun anew."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Event = Mapping[str, Any]
+
+NOT_MEASURED = frozenset({"time", "event", "stage", "epoch", "epochs", "phase"})  # of an epoch's record
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events in order, each with its stage, which an epoch's own line does not name.
+
+    Lines that a crash cut off are left out.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    events: list[Event] = []
+    stage = ""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        stage = event.get("stage", stage)
+        events.append({**event, "stage": stage})
+    return events
+
+
+def current(events: Iterable[Event]) -> list[Event]:
+    """Without the epochs that a later attempt at their stage went through again."""
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "epoch":
+            kept = [other for other in kept if not _is_repeated(other, event)]
+        kept.append(event)
+    return kept
+
+
+def measured(epoch: Event) -> dict[str, float]:
+    """The numbers in the record of an epoch."""
+    return {name: float(value) for name, value in epoch.items() if name not in NOT_MEASURED}
+
+
+def _is_repeated(earlier: Event, later: Event) -> bool:
+    same = earlier["event"] == "epoch" and earlier["stage"] == later["stage"]
+    return bool(same and earlier["epoch"] >= later["epoch"])

@@ -1,0 +1,140 @@
+"""Mirrors what happens to a run in trackers: parameters, numbers per epoch, final metrics, files."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from atopipe.pipeline.errors import GateFailed, Inconclusive, Interrupted, MissingError
+from atopipe.pipeline.run_directory import RunDirectory
+from atopipe.pipeline.tracking.events import Event, current, measured, read_events
+
+NEEDS: Mapping[str, tuple[str, ...]] = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+"""Tracker -> the modules it needs, which its extra installs."""
+
+REPORTS = ("summary.md", "report.html", "junit.xml", "bundle.zip")
+FILES = ("config.yaml", "metrics.json", "manifest.json", "events.jsonl", *REPORTS)
+SETTLED = (GateFailed, Inconclusive)  # valid results, though not what was hoped for
+
+
+class Tracker(Protocol):
+    """Where numbers go; being told the same twice changes nothing."""
+
+    def parameters(self, values: Mapping[str, str]) -> None: ...
+    def epoch(self, stage: str, epoch: int, values: Mapping[str, float], seconds: float) -> None:
+        """`seconds` since 1970, when it happened."""
+
+    def metrics(self, values: Mapping[str, float], seconds: float) -> None: ...
+    def close(self, outcome: str, files: Sequence[Path]) -> None:
+        """`outcome`: finished, failed or interrupted."""
+
+
+class Mirror:
+    """Passes events on to one tracker, until that fails: a run does not end because its mirror breaks."""
+
+    def __init__(self, name: str, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self.name, self.tracker, self.say = name, tracker, say
+        self.stage, self.now, self.is_broken = "", 0.0, False
+        self.told: dict[str, float] = {}
+
+    def follow(self, event: Event) -> None:
+        """One event of events.jsonl."""
+        self.stage, self.now = event.get("stage", self.stage), event["time"]
+        if event["event"] == "epoch":
+            self._try(self.tracker.epoch, self.stage, event["epoch"], measured(event), self.now)
+        elif event["event"] == "stage complete":
+            self._metrics(event["metrics"])
+
+    def begin(self, parameters: Mapping[str, str], past: Sequence[Event]) -> None:
+        """Parameters, and what happened before this process."""
+        self._try(self.tracker.parameters, parameters)
+        for event in past:
+            self.follow(event)
+
+    def end(self, outcome: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+        """What came out."""
+        self._metrics(metrics)
+        self._try(self.tracker.close, outcome, files)
+
+    def _metrics(self, values: Mapping[str, float]) -> None:
+        """What the tracker has not been told yet."""
+        fresh = {name: value for name, value in values.items() if self.told.get(name) != value}
+        self.told |= fresh
+        self._try(self.tracker.metrics, fresh, self.now)
+
+    def _try(self, act: Callable[..., None], *arguments: Any) -> None:
+        if self.is_broken:
+            return
+        try:
+            act(*arguments)
+        except Exception as error:  # whatever a library, its database or its server may raise
+            self.is_broken = True
+            self.say(f"{self.name} is not written any more ({_reason(error)}); events.jsonl goes on")
+
+
+@contextmanager
+def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """While active, what happens to `run` is mirrored in the trackers of these names.
+
+    `force`: training begins anew, so that what happened before does not belong to it. Raises MissingError where a
+    package is missing.
+    """
+    for name in names:
+        _require(name)
+    mirrors = [Mirror(name, _tracker(name, run, force=force), say) for name in names]
+    past = [] if force else current(read_events(run.root / "events.jsonl"))
+    for mirror in mirrors:
+        mirror.begin(dict(_flat(run.config.resolved())), past)
+        run.followers.append(mirror.follow)
+    outcome = "failed"
+    try:
+        yield
+        outcome = "finished"
+    except SETTLED:
+        outcome = "finished"
+        raise
+    except (Interrupted, KeyboardInterrupt):
+        outcome = "interrupted"
+        raise
+    finally:
+        for mirror in mirrors:
+            run.followers.remove(mirror.follow)
+            mirror.end(outcome, *_results(run))
+
+
+def _require(name: str) -> None:
+    missing = [module for module in NEEDS[name] if find_spec(module) is None]
+    if missing:
+        raise MissingError(f"--{name} needs the package '{missing[0]}': pip install 'atopipe[{name}]'")
+
+
+def _tracker(name: str, run: RunDirectory, *, force: bool) -> Tracker:
+    module = importlib.import_module(f"atopipe.pipeline.tracking.{name}")
+    try:
+        tracker: Tracker = module.open_tracker(run.root, force=force)
+    except Exception as error:  # as above
+        raise MissingError(f"--{name} cannot be used here ({_reason(error)}): repair it, or leave it out") from error
+    return tracker
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _results(run: RunDirectory) -> tuple[dict[str, float], list[Path]]:
+    """The published metrics, if there are any, and the files worth keeping."""
+    path = run.root / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return metrics, [run.root / name for name in FILES if (run.root / name).exists()]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """{"a": {"b": 1}} -> ("a.b", "1"); what is not set is left out."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value not in (None, [], ()):
+            yield f"{prefix}{name}", str(value)

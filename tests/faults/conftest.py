@@ -1,0 +1,24 @@
+"""One finished run of the tiny network, and copies of it for the tests that damage it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from harness import furnish, working_in
+
+from atopipe.pipeline import cli
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = furnish(tmp_path_factory.mktemp("original"))
+    with working_in(folder):
+        assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
+    return folder
+
+
+@pytest.fixture
+def finished_run(original: Path, tmp_path: Path) -> Path:
+    """A folder of the test's own with the network, the configuration and the finished run in `out`."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    return tmp_path
