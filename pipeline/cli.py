@@ -36,9 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if failure is None:
             raise
         if failure.message and may_speak():
-            click.echo(f"atopipe: {failure.message}", err=True)
+            click.echo(f"atopipe: {_on_one_line(failure.message)}", err=True)
         return failure.exit_code
     return 0
+
+
+def _on_one_line(message: str) -> str:
+    """What was mistyped or misnamed may hold any character: those that would move the cursor are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def _failure(error: BaseException) -> Failure | None:
