@@ -11,12 +11,8 @@ import hashlib
 import io
 import logging
 import math
-import os
-import re
-import sys
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +21,10 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
+from atopipe.export.local_paths import find_local_path, parts
 from atopipe.export.runtimes import oldest_runtime
 
 OPSET = 18
@@ -76,13 +73,29 @@ def export_onnx(
     """
     name = type(model).__name__
     _require_one_file(model, name)
-    proto = _trace(model, example, opset, name)
+    return save_onnx(_trace(model, example, opset, name), path, opset=opset, metadata=metadata, name=name)
+
+
+def save_onnx(proto: ModelProto, path: Path, *, opset: int, metadata: Mapping[str, str], name: str) -> ExportReport:
+    """Write a graph with all that `export_onnx` ensures; raise ExportError, about the `name`, where it cannot be."""
     _clean(proto)
     helper.set_model_props(proto, dict(sorted(metadata.items())))
     proto = _infer_shapes(proto, name)
     _require_free_batch(proto, name)
-    _require_no_local_paths(_texts(proto), local_folders())
+    if found := find_local_path(proto):
+        raise ExportError(f"the ONNX file would contain {found}: remove it from the names or the metadata")
     return _write(proto.SerializeToString(deterministic=True), path, opset)
+
+
+def load_onnx(path: Path) -> ModelProto:
+    """Return what is in the file."""
+    return onnx.load_model(path)
+
+
+def largest_weight(proto: ModelProto) -> float:
+    """Return the largest magnitude of a float32 weight, 0 where there is none."""
+    weights = [tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    return max((float(np.abs(numpy_helper.to_array(tensor)).max(initial=0)) for tensor in weights), default=0.0)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -122,14 +135,6 @@ def _columns(node: NodeProto, shape: list[int]) -> int:
     return shape[0] if transposed else shape[-1]
 
 
-def local_folders() -> tuple[str, ...]:
-    """Return the folders of this machine whose names have no place in a file that is handed over."""
-    home = Path(os.environ.get("HOME", sys.prefix))
-    libraries = Path(torch.__file__).parents[1]
-    folders = {Path.cwd(), home, libraries, Path(sys.prefix), Path(tempfile.gettempdir())}
-    return tuple(sorted(str(folder) for folder in folders if folder != Path(folder.anchor)))
-
-
 def _require_one_file(model: nn.Module, name: str) -> None:
     size = 4 * sum(tensor.numel() for tensor in model.state_dict().values())  # bytes, float32
     if size > _FILE_LIMIT:
@@ -141,7 +146,7 @@ def _trace(model: nn.Module, example: Tensor, opset: int, name: str) -> ModelPro
     network = copy.deepcopy(model).cpu().float().eval()
     images = torch.zeros(_EXAMPLE_BATCH, *example.shape[1:])
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 network,
                 (images,),
@@ -155,7 +160,7 @@ def _trace(model: nn.Module, example: Tensor, opset: int, name: str) -> ModelPro
             )
     except Exception as error:  # the exporter raises whatever the traced code and its own passes raise
         raise ExportError(
-            f"{name} cannot be exported to ONNX ({_root_cause(error)}): "
+            f"{name} cannot be exported to ONNX ({root_cause(error)}): "
             "torch.export must be able to trace its forward method for any batch size"
         ) from error
     if program is None:
@@ -164,8 +169,8 @@ def _trace(model: nn.Module, example: Tensor, opset: int, name: str) -> ModelPro
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and logs from the user; its exceptions pass."""
+def silence() -> Iterator[None]:
+    """Keep the progress, warnings and logs of another library from the user; its exceptions pass."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -176,7 +181,8 @@ def _silence() -> Iterator[None]:
         logging.disable(level)
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
+    """Return the kind and the first line of the exception that others were raised from."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or ["no reason given"]
@@ -196,37 +202,8 @@ def _clean_message(message: Any) -> None:
         if field.name in {"doc_string", "metadata_props"}:
             message.ClearField(field.name)
         elif field.type == field.TYPE_MESSAGE:
-            for part in _parts(value):
+            for part in parts(value):
                 _clean_message(part)
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    """Return the messages or scalars of a protobuf field, be it repeated or not."""
-    return (value,) if hasattr(value, "ListFields") or isinstance(value, str | bytes) else value
-
-
-def _texts(message: Any) -> Iterator[str]:
-    """Yield every text in a protobuf message; the weights' raw bytes are none."""
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_MESSAGE:
-            for part in _parts(value):
-                yield from _texts(part)
-        elif field.type == field.TYPE_STRING:
-            yield from _parts(value)
-        elif field.type == field.TYPE_BYTES and field.name != "raw_data":
-            yield from (part.decode("utf-8", "replace") for part in _parts(value))
-
-
-def _require_no_local_paths(texts: Iterable[str], folders: Iterable[str]) -> None:
-    """A folder counts only as a whole path: `/work` is not in `block/workspace`."""
-    alternatives = "|".join(re.escape(folder) for folder in folders)
-    pattern = re.compile(rf"(?<![\w.])(?:{alternatives})(?![\w.-])")
-    for text in texts:
-        if found := pattern.search(text):
-            raise ExportError(
-                f"the ONNX file would contain the local path '{found[0]}' in '{text[:80]}': "
-                "remove it from the names or the metadata"
-            )
 
 
 def _infer_shapes(proto: ModelProto, name: str) -> ModelProto:
@@ -234,7 +211,7 @@ def _infer_shapes(proto: ModelProto, name: str) -> ModelProto:
         return shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
         raise ExportError(
-            f"the shapes in the ONNX graph of {name} contradict each other ({_root_cause(error)})"
+            f"the shapes in the ONNX graph of {name} contradict each other ({root_cause(error)})"
         ) from error
 
 
@@ -277,7 +254,7 @@ def _read_back(path: Path, opset: int) -> ExportReport:
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported file does not pass the ONNX checker ({_root_cause(error)})") from error
+        raise ExportError(f"the exported file does not pass the ONNX checker ({root_cause(error)})") from error
     content = path.read_bytes()
     proto = onnx.load_model_from_string(content)
     written = {entry.domain: entry.version for entry in proto.opset_import}[""]

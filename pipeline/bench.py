@@ -33,8 +33,8 @@ class Bench:
     def as_dict(self) -> dict[str, Any]:
         return {
             "models": [{"name": n, **asdict(f)} for n, f in zip(self.names, self.footprints, strict=True)],
-            "latency": [_plain(comparison) for comparison in self.sweep],
-            "against_itself": _plain(self.null.comparison) | {"passed": self.null.passed},
+            "latency": [asdict(comparison) for comparison in self.sweep],
+            "against_itself": asdict(self.null.comparison) | {"passed": self.null.passed},
             "verdict": self.verdict.outcome.value,
             "reason": self.verdict.reason,
         }
@@ -95,8 +95,8 @@ def bench(
     from atopipe.validate.footprint import measure_footprint
     from atopipe.validate.latency import compare_latency, null_test, speedup_gate
 
-    images = _images(first, second, max(IMAGES, *batches), seed)
     footprints = (measure_footprint(first, threads=threads), measure_footprint(second, threads=threads))
+    images = _images(first, second, max(IMAGES, *batches), seed)
     null = null_test(first, images, threads=threads, batch=batches[0], budget_s=NULL_SHARE * seconds, seed=seed)
     sweep = tuple(
         compare_latency(first, second, images, threads=threads, batch=batch, budget_s=seconds, seed=seed)
@@ -126,17 +126,13 @@ def _images(first: Path, second: Path, count: int, seed: int) -> "NDArray[np.flo
     return images
 
 
-def _plain(comparison: "Comparison") -> dict[str, Any]:
-    return {{"dense": "first", "shrunk": "second"}.get(key, key): value for key, value in asdict(comparison).items()}
-
-
 def _row(name: str, first: int, second: int, unit: str) -> tuple[str, str, str, str]:
     ratio = f"{second / first:.3f}" if first > 0 else ""
     return name, f"{scaled(first)}{unit}", f"{scaled(second)}{unit}", ratio
 
 
 def _latency_row(comparison: "Comparison") -> tuple[str, str, str, str]:
-    shown = [milliseconds(arm.p50_ms) if arm.p50_ms else "" for arm in (comparison.dense, comparison.shrunk)]
+    shown = [milliseconds(arm.p50_ms) if arm.p50_ms else "" for arm in (comparison.first, comparison.second)]
     ratio = comparison.ratio
     interval = f"{ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else ""
     return f"p50 at batch {comparison.batch}", shown[0], shown[1], interval

@@ -15,7 +15,7 @@ from atopipe.pipeline.distributed import may_speak
 from atopipe.pipeline.errors import Failure, UsageError, explain
 from atopipe.pipeline.init import init
 from atopipe.pipeline.nearest import did_you_mean, nearest_or_all
-from atopipe.pipeline.options import Given, Options, chosen, configured, gated, shown, written
+from atopipe.pipeline.options import Given, Options, chosen, configured, gated, shown, varied, written
 
 
 class Commands(click.Group):
@@ -36,9 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if failure is None:
             raise
         if failure.message and may_speak():
-            click.echo(f"atopipe: {failure.message}", err=True)
+            click.echo(f"atopipe: {_on_one_line(failure.message)}", err=True)
         return failure.exit_code
     return 0
+
+
+def _on_one_line(message: str) -> str:
+    """What was mistyped or misnamed may hold any character: those that would move the cursor are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def _failure(error: BaseException) -> Failure | None:
@@ -74,6 +79,7 @@ def cli() -> None:
 
 @cli.command()
 @configured
+@varied
 @gated
 @written
 @chosen
@@ -121,6 +127,9 @@ def stage_command(name: str, summary: str, options: Options = lambda command: co
 
 cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
 cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
+cli.add_command(
+    stage_command("quantize", "Make fp16 and int8 variants of model.onnx, to be tried by validate.", varied)
+)
 cli.add_command(
     stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
 )

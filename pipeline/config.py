@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from atopipe.ato.recipe import Recipe
@@ -38,11 +38,13 @@ FLAGS: Mapping[str, str] = {
     "recipe.epochs": "--epochs",
     "recipe.batch_size": "--batch-size",
     "baseline": "--baseline",
+    "variants": "--variants",
     "gates.max_accuracy_drop": "--max-accuracy-drop",
     "gates.min_accuracy": "--min-accuracy",
     "gates.min_speedup": "--min-speedup",
     "gates.max_latency_ms": "--max-latency-ms",
     "gates.max_size_mb": "--max-size-mb",
+    "gates.max_variant_drop": "--max-variant-drop",
     "seed": "--seed",
     "device": "--device",
     "threads": "--threads",
@@ -50,9 +52,11 @@ FLAGS: Mapping[str, str] = {
     "preflight": "--preflight",
 }
 # Settings that leave a run the same run.
-HOW_NOT_WHAT = frozenset({"baseline", "gates", "threads", "checkpoint_minutes", "preflight"})
+HOW_NOT_WHAT = frozenset({"baseline", "variants", "gates", "threads", "checkpoint_minutes", "preflight"})
 COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
+FULL = "fp32"
+VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
 
 
@@ -82,7 +86,7 @@ class DataSettings(Section):
 
 
 class ValidationSettings(Section):
-    """`latency_s`: seconds to spend on comparing the latency of the dense and of the shrunk network."""
+    """`latency_s`: seconds to spend on comparing latencies, and half as much again for every variant."""
 
     latency_s: float = Field(default=10.0, gt=0, le=3600)
 
@@ -94,7 +98,7 @@ class GateSettings(Section):
     """What the delivered model must reach, on the bad end of the measurement's interval; None: reported, not demanded.
 
     `max_accuracy_drop`: top-1 below the dense network's, as a fraction; `min_speedup`: dense latency over shrunk;
-    `max_size_mb`: of the ONNX file, in 1e6 bytes.
+    `max_size_mb`: of the ONNX file, in 1e6 bytes; `max_variant_drop`: top-1 of a variant below the ONNX file's.
     """
 
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -102,6 +106,7 @@ class GateSettings(Section):
     min_speedup: Limit = None
     max_latency_ms: Limit = None
     max_size_mb: Limit = None
+    max_variant_drop: Annotated[float, Field(ge=0, le=1)] = 0.02
 
 
 Target = Annotated[float, Field(gt=0, le=1)] | None
@@ -110,8 +115,8 @@ Target = Annotated[float, Field(gt=0, le=1)] | None
 class Config(Section):
     """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
-    `baseline`: train the dense network too, to compare with; `gates`: what must be reached; `checkpoint_minutes`: at
-    most so much training is lost.
+    `baseline`: train the dense network too, to compare with; `variants`: formats to try, fp32 included, a list or
+    separated by commas; `gates`: what must be reached; `checkpoint_minutes`: at most so much training is lost.
     """
 
     model: ModelSettings
@@ -120,6 +125,7 @@ class Config(Section):
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
     baseline: bool = False
+    variants: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
     validation: ValidationSettings = ValidationSettings()
     gates: GateSettings = GateSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -127,6 +133,15 @@ class Config(Section):
     threads: int | None = Field(default=None, ge=1, le=1024)
     checkpoint_minutes: float = Field(default=10.0, ge=0, le=1440)
     preflight: bool = True
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _split(cls, given: object) -> object:
+        """Known variants in their own order, each once; what is unknown is left for the check that follows."""
+        names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+        if not isinstance(names, list | tuple) or not {*VARIANTS} >= {*map(str, names)}:
+            return names
+        return tuple(name for name in VARIANTS if name in {FULL, *names})
 
     @property
     def targets(self) -> dict[str, float]:
@@ -306,7 +321,9 @@ def _allowed(path: str, error: ErrorDetails) -> str:
         "data.input_size": "a whole number of pixels from 8 to 4096",
         "data.val_fraction": "a number between 0 and 1",
         "gates.max_accuracy_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
+        "gates.max_variant_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
         "gates.min_accuracy": "a number above 0 and at most 1: 0.9 asks for a top-1 of 90 %",
+        "variants": "a list of names like [fp32, int8]",
         "validation.latency_s": "a number of seconds above 0 and at most 3600",
         "recipe.align": "auto or a whole number of channels",
         "seed": "a whole number from 0 to 4294967295",

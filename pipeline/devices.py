@@ -6,9 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from atopipe.pipeline.config import FULL
 from atopipe.pipeline.errors import MissingError, UsageError
 from atopipe.pipeline.files import write_json
 from atopipe.pipeline.run_directory import DEVICES, RunDirectory
+from atopipe.pipeline.variants import file_of
 
 
 class _Part(BaseModel):
@@ -26,10 +28,11 @@ class Host(_Part):
 
 
 class Selftest(_Part):
-    """The largest difference of a logit from the recorded ones."""
+    """The largest difference of a logit from the recorded ones, of fp32 and of each variant."""
 
     passed: bool
     max_abs_diff: Annotated[float, Field(ge=0)]
+    variants: dict[str, float] = {}
 
 
 class Bench(_Part):
@@ -43,6 +46,7 @@ class Bench(_Part):
 class Device(_Part):
     """What one machine found."""
 
+    variant: str = FULL
     model_sha256: str
     device: Host
     selftest: Selftest
@@ -51,9 +55,11 @@ class Device(_Part):
     def sentence(self) -> str:
         """One line for the summary."""
         host, threads = self.device, "1 thread" if self.device.threads == 1 else f"{self.device.threads} threads"
+        variant = "" if self.variant == FULL else f"{self.variant}: "
+        off = self.selftest.variants.get(self.variant, self.selftest.max_abs_diff)
         return (
-            f"{self.bench.p50_ms:.3g} ms on {host.cpu} ({host.machine}, {threads}, ONNX Runtime {host.onnxruntime}; "
-            f"median of {self.bench.runs} runs), logits off by at most {self.selftest.max_abs_diff:.2g}"
+            f"{variant}{self.bench.p50_ms:.3g} ms on {host.cpu} ({host.machine}, {threads}, "
+            f"ONNX Runtime {host.onnxruntime}; median of {self.bench.runs} runs), logits off by at most {off:.2g}"
         )
 
 
@@ -66,21 +72,25 @@ def add_device(run: RunDirectory, file: Path) -> None:
     except (ValueError, ValidationError):
         remedy = "give what 'python infer.py --bench --json' printed on the device"
         raise UsageError(f"device file '{file}' holds no measurements: {remedy}") from None
-    result = run.result("export")
-    delivered = result.artifacts["model.onnx"] if result else "none"
+    delivered = _delivered(run, device.variant)
     if device.model_sha256 != delivered:
         raise UsageError(
             f"device file '{file}' is about another model ({device.model_sha256[:12]}, "
             f"this run's is {delivered[:12]}): measure with this run's bundle"
         )
     (run.root / DEVICES).mkdir(exist_ok=True)
-    name = "".join(c if c.isalnum() else "-" for c in f"{device.device.cpu} {device.device.threads}")
+    name = "".join(c if c.isalnum() else "-" for c in f"{device.device.cpu} {device.device.threads} {device.variant}")
     write_json(run.root / DEVICES / f"{name.lower()}.json", device.model_dump())
 
 
 def devices_of(run: RunDirectory) -> list[Device]:
-    """All that was added and is about the model as it is now."""
-    result = run.result("export")
+    """All that was added and is about the models as they are now."""
     files = sorted((run.root / DEVICES).glob("*.json"))
     found = [Device.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
-    return [device for device in found if result and device.model_sha256 == result.artifacts["model.onnx"]]
+    return [device for device in found if device.model_sha256 == _delivered(run, device.variant)]
+
+
+def _delivered(run: RunDirectory, variant: str) -> str:
+    """The digest of a variant of the run's model, or `none`."""
+    result = run.result("export" if variant == FULL else "quantize")
+    return result.artifacts.get(file_of(variant), "none") if result else "none"

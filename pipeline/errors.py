@@ -62,6 +62,7 @@ LEAF_EXIT_CODES: Mapping[str, int] = {
     "atopipe.ato.search.DivergedError": AtopipeError.exit_code,
     "atopipe.ato.shrink.LossyError": EXPORT_OR_PARITY,
     "atopipe.export.onnx.ExportError": EXPORT_OR_PARITY,
+    "atopipe.export.quantize.QuantizeError": EXPORT_OR_PARITY,
     "atopipe.validate.parity.ParityError": EXPORT_OR_PARITY,
     "atopipe.validate.accuracy.AccuracyError": EXPORT_OR_PARITY,
     "atopipe.validate.latency.LatencyError": EXPORT_OR_PARITY,

@@ -216,6 +216,8 @@ def _reproduce(names: Sequence[str] | None, run: RunDirectory, display: Display,
 def _execute(names: Sequence[str] | None, run: RunDirectory, display: Display, how: How) -> None:
     """Runs those stages, or all, shows what came out, and raises what the gates say."""
     known, (chosen, forced), job = stages_of(run.config), _selection(names, run, how), this_job()
+    if not chosen:
+        raise UsageError(f"the run in '{run.root}' has fp32 only: add '--variants fp32,fp16,int8' to name what to make")
     if job.size > 1:
         execute_together(job, chosen, known, run, display, forced=forced)
     else:

@@ -79,6 +79,12 @@ def written(command: Command) -> Command:
     return _added(options, shown(command))
 
 
+def varied(command: Command) -> Command:
+    """The option that says which variants are made."""
+    named = "Formats to try, e.g. fp32,fp16,int8; those that pay here are delivered beside fp32 (default fp32 only)."
+    return _added([_option("--variants", metavar="NAME,...", help=named)], command)
+
+
 def gated(command: Command) -> Command:
     """The options that say what the delivered network must reach."""
     options = [
@@ -91,6 +97,11 @@ def gated(command: Command) -> Command:
         _option("--min-speedup", metavar="TIMES", help="At least so many times as fast as the dense network."),
         _option("--max-latency-ms", metavar="MS", help="Median latency of one image at most this."),
         _option("--max-size-mb", metavar="MB", help="The ONNX file at most so large, in millions of bytes."),
+        _option(
+            "--max-variant-drop",
+            metavar="FRACTION",
+            help="A variant's top-1 at most so far below that of fp32, or it is dropped (default 0.02).",
+        ),
     ]
     return _added(options, command)
 

@@ -12,7 +12,9 @@ from atopipe.pipeline.charts import training_chart, width_chart
 from atopipe.pipeline.config import COST_NAMES
 from atopipe.pipeline.environment import hardware, library_versions
 from atopipe.pipeline.run_directory import LIBRARIES, RunDirectory
+from atopipe.pipeline.stages.report import INPUTS, results_of
 from atopipe.pipeline.summary import Summary, both_readings, gate_title, milliseconds, needed_runtime, scaled
+from atopipe.pipeline.variants import file_of, verdict_of
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LAYERS_SHOWN = 24  # the costliest; the rest are one row
@@ -68,20 +70,22 @@ def render(run: RunDirectory, summary: Summary) -> str:
         structure=(structure := _read(run, "export", "structure.json")["model.onnx"]),
         runtime=needed_runtime(structure),
         parity=_parity(run),
-        chain=[result for name in _stages(run) if (result := run.result(name))],
+        chain=results_of(run, INPUTS),
+        models=_models(run),
         environment=_environment(run),
         command=shlex.join(["atopipe", "run", "--config", "config.yaml"]),
     )
 
 
-def _stages(run: RunDirectory) -> list[str]:
-    names = ["train", "baseline", "shrink", "export", "validate", "bundle"]
-    return [name for name in names if name != "baseline" or run.config.baseline]
-
-
 def _metrics(run: RunDirectory) -> dict[str, float]:
-    results = [result for name in _stages(run) if (result := run.result(name))]
-    return {name: value for result in results for name, value in result.metrics.items()}
+    return {name: value for result in results_of(run, INPUTS) for name, value in result.metrics.items()}
+
+
+def _models(run: RunDirectory) -> dict[str, str]:
+    """The delivered files and their digests."""
+    packed = next(result.artifacts for result in results_of(run, ["bundle"]))
+    names = [file_of(name) for name in verdict_of(run)["kept"]]
+    return {name: packed[f"bundle/{name}"] for name in names}
 
 
 def _read(run: RunDirectory, stage: str, name: str) -> Any:

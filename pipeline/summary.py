@@ -44,6 +44,33 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class VariantRow:
+    """One variant of the model, ready to print: empty where not measured; `ratio` is of fp32's latency.
+
+    `fastest`: of what is delivered, on the machine of the run; `reason`: why it is not delivered, None where it is.
+    """
+
+    name: str
+    latency: str
+    ratio: str
+    top1: str
+    size: str
+    fastest: bool
+    reason: str | None
+
+    @property
+    def outcome(self) -> str:
+        """One word or two for what became of it."""
+        return "dropped" if self.reason else "fastest here" if self.fastest else "delivered"
+
+    def sentence(self) -> str:
+        """One line for the terminal."""
+        ratio = f"{self.ratio} of fp32" if self.ratio else ""
+        figures = ", ".join(filter(None, [self.latency, ratio, f"top-1 {self.top1}" if self.top1 else "", self.size]))
+        return f"{self.name}: {self.outcome}; " + "; ".join(filter(None, [figures, self.reason]))
+
+
+@dataclass(frozen=True)
 class Summary:
     """Everything the closing table and summary.md say."""
 
@@ -54,8 +81,13 @@ class Summary:
     model: str
     seconds: float
     devices: tuple[str, ...] = ()  # what other machines found, a line each
+    variants: tuple[VariantRow, ...] = ()  # where there are others than fp32
 
     def notes(self) -> tuple[str, ...]:
+        """The lines below the table."""
+        return (*(f"variant {variant.sentence()}" for variant in self.variants), *self._facts())
+
+    def _facts(self) -> tuple[str, ...]:
         return (
             f"target  {both_readings(self.targets)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
@@ -79,7 +111,13 @@ class Summary:
         lines += [f"| {row.name} | {row.dense} | {row.shrunk} | {row.ratio} |" for row in self.rows]
         lines += ["", "| gate | verdict | |", "|-|-|-|"]
         lines += [f"| {v.name} | {v.outcome} | {v.detail} |" for v in self.verdicts]
-        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes()), ""])
+        if self.variants:
+            lines += ["", "| variant | | latency | / fp32 | top-1 | file | |", "|-|-|-:|-:|-:|-:|-|"]
+        for v in self.variants:
+            lines.append(
+                f"| {v.name} | {v.outcome} | {v.latency} | {v.ratio} | {v.top1} | {v.size} | {v.reason or ''} |"
+            )
+        return "\n".join([*lines, "", *(f"{fact}  " for fact in self._facts()), ""])
 
 
 def summarise(

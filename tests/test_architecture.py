@@ -18,7 +18,7 @@ CONFINED = {
     "torch_pruning": {"ato/dependencies.py"},
     "onnx": {"export/onnx.py", "export/nodes.py", "export/smallest.py"},
     "torch.onnx": {"export/onnx.py"},
-    "onnxruntime": {"validate/session.py", "pipeline/bundle/infer.py"},
+    "onnxruntime": {"validate/session.py", "export/quantize.py", "pipeline/bundle/infer.py"},
     "onnxscript": {"export/onnx.py"},
     "mlflow": {"pipeline/tracking/mlflow.py"},
     "torch.utils.tensorboard": {"pipeline/tracking/tensorboard.py"},

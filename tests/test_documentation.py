@@ -207,13 +207,13 @@ def test_only_the_main_pages_are_unlinked() -> None:
 
 def writable_metrics() -> set[str]:
     """Patterns of the names that stages, run directory and gates give to metrics; `{...}` in them may be any word."""
-    others = [ROOT / "pipeline/run_directory.py", ROOT / "validate/latency.py"]
+    others = [ROOT / "pipeline/run_directory.py", ROOT / "pipeline/variants.py", ROOT / "validate/latency.py"]
     paths = [*(ROOT / "pipeline/stages").glob("*.py"), *others]
     nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     plain = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
     built = {"".join(map(literal_part, node.values)) for node in nodes if isinstance(node, ast.JoinedStr)}
     names = {name for name in plain | built if METRIC.fullmatch(name.replace("WORD", "word"))}
-    return {re.escape(name).replace("WORD", "[a-z]+") for name in names}
+    return {re.escape(name).replace("WORD", "[a-z0-9]+") for name in names}
 
 
 def literal_part(node: ast.expr) -> str:

@@ -4,6 +4,7 @@ Memory is that of a process of its own, so that neither the other model nor what
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from atopipe.validate.session import SessionError, open_session
 
 SECONDS = 300  # for one process
 RUNS = 3
+REFUSED = 3  # the exit code of a process that says in one sentence what is wrong with the model
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,19 @@ class Footprint:
 
 
 def measure_footprint(model: Path, *, threads: int = 1) -> Footprint:
-    """Load and run the model on one image in a process of its own.
+    """Load and run the model on one image in a process of its own, so that a crash of the runtime ends only that.
 
     Raises:
         SessionError: the file is no model that can be loaded and run there.
     """
-    open_session(model, threads=threads).input_shape()  # what is wrong with the file is told here, in one sentence
     command = [sys.executable, "-m", "atopipe.validate.footprint", str(model), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    if done.returncode == REFUSED:
+        raise SessionError(done.stderr.strip())
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise SessionError(f"'{model}' cannot be run in a process of its own: {last}")
+        died = f"ONNX Runtime crashed (signal {-done.returncode})" if done.returncode < 0 else last
+        raise SessionError(f"'{model}' cannot be run in a process of its own: {died}")
     return Footprint(**json.loads(done.stdout))
 
 
@@ -54,6 +58,10 @@ def _here(model: Path, threads: int) -> Footprint:
 
 
 def _peak_bytes() -> int:
+    """Of this process alone: `ru_maxrss` on Linux starts at what the process that started this one had in use."""
+    status = Path("/proc/self/status")
+    if found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else ""):
+        return int(found[1]) * 1024
     if sys.platform == "win32":
         import psutil
 
@@ -64,5 +72,14 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _main(model: Path, threads: int) -> int:
+    try:
+        sys.stdout.write(json.dumps(asdict(_here(model, threads))))
+    except SessionError as error:
+        sys.stderr.write(str(error))
+        return REFUSED
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(_here(Path(sys.argv[1]), int(sys.argv[2])))))
+    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,16 +1,17 @@
-"""Latency of two ONNX models against each other, on a machine that others use too.
+"""Latency of ONNX models against each other, on a machine that others use too.
 
-One model timed after the other compares the minutes rather than the models. So the two are run in turns, in blocks
-A B B A (or B A A B, by lot), which cancels a drift of the machine; the first runs after each switch are thrown away,
-for they find the other model's data in the cache; and a run that lost its processor is dropped, which shows in its
-wall time exceeding its processor time. Each block gives one ratio of medians; the interval is a bootstrap over blocks.
+One model timed after the other compares the minutes rather than the models. So they are run in turns, in blocks of all
+models in an order by lot and then in its reverse (A B B A, or C A B B A C), which cancels a drift of the machine; the
+first runs after each switch are thrown away, for they find the other model's data in the cache; and a run that lost its
+processor is dropped, which shows in its wall time exceeding its processor time. Each block gives one ratio of medians
+for two models; the interval is a bootstrap over blocks.
 """
 
 import contextlib
 import gc
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +54,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`ratio` is shrunk over dense with its 95 % interval, or None if too few blocks were left undisturbed."""
+    """`ratio` is second over first with its 95 % interval, or None if too few blocks were left undisturbed."""
 
-    dense: Arm
-    shrunk: Arm
+    first: Arm
+    second: Arm
     ratio: Interval | None
     blocks: int  # that entered the ratio
     kept: float  # fraction of the counted runs that were undisturbed
@@ -75,29 +76,50 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Every counted run: times in seconds, its block and its model, each [N]."""
+class Turns:
+    """Every counted run of models that were timed in turns: times in seconds, its block and its model, each [N]."""
 
     wall: NDArray[np.float64]
     cpu: NDArray[np.float64]
     block: NDArray[np.int64]
-    is_shrunk: NDArray[np.bool_]
+    model: NDArray[np.int64]
+    threads: int
+    batch: int
+    seconds: float  # that the whole measurement took
+    seed: int
+
+    def compare(self, first: int, second: int) -> Comparison:
+        """Return what the runs say of two of the models, by their positions."""
+        generator = np.random.default_rng(self.seed)
+        own = (self.model == first) | (self.model == second)
+        keep = own & undisturbed(self.wall, self.cpu)
+        wall, block, is_second = self.wall[keep], self.block[keep], self.model[keep] == second
+        ratios = block_ratios(wall, block, is_second)
+        return Comparison(
+            first=_arm(wall[~is_second], block[~is_second], generator),
+            second=_arm(wall[is_second], block[is_second], generator),
+            ratio=bootstrap_median(ratios, generator) if len(ratios) >= MIN_BLOCKS else None,
+            blocks=len(ratios),
+            kept=float(keep.sum() / own.sum()),
+            threads=self.threads,
+            batch=self.batch,
+            seconds=self.seconds,
+        )
 
 
-def compare_latency(
-    dense: Path,
-    shrunk: Path,
+def time_in_turns(
+    models: Sequence[Path],
     images: Images,
     *,
     threads: int = 1,
     batch: int = 1,
     budget_s: float = 10.0,
     seed: int = 0,
-) -> Comparison:
-    """Time two ONNX models in turns on the CPU.
+) -> Turns:
+    """Time ONNX models in turns on the CPU.
 
     Args:
-        dense, shrunk: the two files; the ratio is the second's time over the first's.
+        models: the files, two or more.
         images: real images [N, C, H, W], preprocessed, N >= batch; the runs go through them in turn.
         threads: of each model. With more than one, a run's processor time is the sum over them, so that a loss of
             the processor shows only when it is long.
@@ -112,14 +134,29 @@ def compare_latency(
     start = time.perf_counter()
     if not 1 <= batch <= len(images):
         raise LatencyError(f"a batch of {batch} cannot be made from {len(images)} images: choose 1 to {len(images)}")
-    generator = np.random.default_rng(seed)
     stopwatch = Stopwatch(images, batch, threads)
-    sessions = (open_session(dense, threads=threads), open_session(shrunk, threads=threads))
+    sessions = [open_session(model, threads=threads) for model in models]
     with _no_garbage_collection():
         run_s = sum(warm_up(stopwatch, session, WARM_SHARE * budget_s) for session in sessions)
         turn = runs_per_turn(run_s, budget_s)
-        runs = _alternate(stopwatch, sessions, turn, start + budget_s, generator)
-    return _summary(runs, generator, threads=threads, batch=batch, seconds=time.perf_counter() - start)
+        rows = _alternate(stopwatch, sessions, turn, start + budget_s, np.random.default_rng(seed))
+    wall, cpu, block, model = (np.array(column) for column in zip(*rows, strict=True))
+    return Turns(wall, cpu, block, model, threads, batch, time.perf_counter() - start, seed)
+
+
+def compare_latency(
+    first: Path,
+    second: Path,
+    images: Images,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    budget_s: float = 10.0,
+    seed: int = 0,
+) -> Comparison:
+    """Time two ONNX models by `time_in_turns`; the ratio is the second's time over the first's."""
+    models = (first, second)
+    return time_in_turns(models, images, threads=threads, batch=batch, budget_s=budget_s, seed=seed).compare(0, 1)
 
 
 @dataclass(frozen=True)
@@ -198,10 +235,10 @@ def warm_up(stopwatch: Stopwatch, session: Session, budget_s: float) -> float:
 
 
 def runs_per_turn(run_s: float, budget_s: float) -> int:
-    """Return the counted runs of one turn, such that `GOAL_BLOCKS` blocks of four turns fit the budget.
+    """Return the counted runs of one turn, such that `GOAL_BLOCKS` blocks fit the budget.
 
     Args:
-        run_s: one run of the one model plus one of the other, in seconds; a block has two turns of each.
+        run_s: one run of each model, in seconds, added up; a block has two turns of each.
         budget_s: seconds for all blocks.
     """
     affordable = budget_s / (GOAL_BLOCKS * 2 * run_s) - DISCARDED
@@ -209,37 +246,18 @@ def runs_per_turn(run_s: float, budget_s: float) -> int:
 
 
 def _alternate(
-    stopwatch: Stopwatch, sessions: tuple[Session, Session], turn: int, end: float, generator: np.random.Generator
-) -> Runs:
-    """Measure blocks of four turns until the clock shows `end`, and at least `MIN_BLOCKS` of them."""
-    rows: list[tuple[float, float, int, bool]] = []
+    stopwatch: Stopwatch, sessions: Sequence[Session], turn: int, end: float, generator: np.random.Generator
+) -> list[tuple[float, float, int, int]]:
+    """Measure blocks until the clock shows `end`, and at least `MIN_BLOCKS` of them: wall, processor, block, model."""
+    rows: list[tuple[float, float, int, int]] = []
     for block in itertools.count():
         if block >= MIN_BLOCKS and time.perf_counter() >= end:
             break
-        first = int(generator.integers(2))
-        for arm in (first, 1 - first, 1 - first, first):
-            timed = [stopwatch.time(sessions[arm]) for _ in range(DISCARDED + turn)]
-            rows.extend((wall, cpu, block, arm == 1) for wall, cpu in timed[DISCARDED:])
-    wall, cpu, blocks, is_shrunk = zip(*rows, strict=True)
-    return Runs(np.array(wall), np.array(cpu), np.array(blocks, dtype=np.int64), np.array(is_shrunk, dtype=np.bool_))
-
-
-def _summary(runs: Runs, generator: np.random.Generator, *, threads: int, batch: int, seconds: float) -> Comparison:
-    keep = undisturbed(runs.wall, runs.cpu)
-    wall, is_shrunk = runs.wall[keep], runs.is_shrunk[keep]
-    ratios = block_ratios(wall, runs.block[keep], is_shrunk)
-    ratio = bootstrap_median(ratios, generator) if len(ratios) >= MIN_BLOCKS else None
-    blocks = runs.block[keep]
-    return Comparison(
-        dense=_arm(wall[~is_shrunk], blocks[~is_shrunk], generator),
-        shrunk=_arm(wall[is_shrunk], blocks[is_shrunk], generator),
-        ratio=ratio,
-        blocks=len(ratios),
-        kept=float(np.mean(keep)),
-        threads=threads,
-        batch=batch,
-        seconds=seconds,
-    )
+        order = [int(model) for model in generator.permutation(len(sessions))]
+        for model in (*order, *reversed(order)):
+            timed = [stopwatch.time(sessions[model]) for _ in range(DISCARDED + turn)]
+            rows.extend((wall, cpu, block, model) for wall, cpu in timed[DISCARDED:])
+    return rows
 
 
 def _arm(seconds: NDArray[np.float64], block: NDArray[np.int64], generator: np.random.Generator) -> Arm:

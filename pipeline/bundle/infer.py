@@ -3,6 +3,8 @@
 python infer.py --image photo.jpg             the five likeliest classes
 python infer.py --selftest                    are the files whole, and does this machine compute what was recorded?
 python infer.py --bench --json > device.json  the same, and how fast; `atopipe report RUN --add device.json` reads it
+
+The self-test covers all variants beside model.onnx (fp32); --variant NAME says which one classifies or is timed.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
-TOLERANCE = 1e-4  # of the logits' standard deviation
+FULL = "fp32"
+TOLERANCES = {FULL: 1e-4, "fp16": 0.02, "int8": 0.25}  # of the logits' deviation; less exact kernels round differently
 PHOTO_TOLERANCE = 2.5 / 255  # of a pixel: another version of pillow may round differently
 DISTURBED = 1.05  # a run that took this many times its processor time waited for another process
 
@@ -64,11 +67,20 @@ def normalise(pixels: NDArray[np.uint8], settings: Settings) -> Floats:
     return result
 
 
-def open_model(threads: int) -> ort.InferenceSession:
+def variants() -> list[str]:
+    """The names of what is here: fp32 first."""
+    return [FULL, *sorted(path.name.split(".")[1] for path in HERE.glob("model.*.onnx"))]
+
+
+def model_file(variant: str) -> Path:
+    return HERE / ("model.onnx" if variant == FULL else f"model.{variant}.onnx")
+
+
+def open_model(variant: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(model_file(variant)), options, providers=["CPUExecutionProvider"])
 
 
 def run(session: ort.InferenceSession, images: Floats) -> Floats:
@@ -89,10 +101,10 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def classify(path: Path, threads: int) -> list[tuple[str, float]]:
+def classify(path: Path, variant: str, threads: int) -> list[tuple[str, float]]:
     """The five likeliest classes and their probabilities."""
     with Image.open(path) as image:
-        logits = run(open_model(threads), preprocess(image, read_settings())[None])[0].astype(np.float64)
+        logits = run(open_model(variant, threads), preprocess(image, read_settings())[None])[0].astype(np.float64)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     labels = read_labels()
@@ -105,14 +117,12 @@ def selftest(threads: int) -> Settings:
         digest, _, name = line.partition("  ")
         if not (HERE / name).is_file() or sha256(HERE / name) != digest:
             raise Failed(f"{name} is missing or not the file that was shipped: unpack the bundle again")
-    session, settings = open_model(threads), read_settings()
-    stored = session.get_modelmeta().custom_metadata_map
-    if json.loads(stored["labels"]) != read_labels():
-        raise Failed("labels.txt does not hold the labels that are stored in model.onnx")
-    if json.loads(stored["preprocessing"]) != settings:
-        raise Failed("preprocess.json does not hold the preprocessing that is stored in model.onnx")
+    settings, sessions = read_settings(), {name: open_model(name, threads) for name in variants()}
+    for name, session in sessions.items():
+        check_metadata(session.get_modelmeta().custom_metadata_map, model_file(name).name, settings)
     with np.load(HERE / "samples" / "samples.npz") as samples:
-        pixels, images, wanted = samples["pixels"], samples["images"], samples["logits"]
+        pixels, images = samples["pixels"], samples["images"]
+        wanted = {name: samples["logits" if name == FULL else f"logits_{name}"] for name in sessions}
         photo = preprocess(Image.fromarray(samples["photo"]), settings)
         photo_off = float(np.abs((photo - samples["photo_input"]) * np.asarray(settings["std"])[:, None, None]).max())
     if np.abs(normalise(pixels, settings) - images).max() > 1e-6:
@@ -121,19 +131,33 @@ def selftest(threads: int) -> Settings:
         raise Failed(
             f"a photo is scaled or cut otherwise than recorded: a pixel is off by {255 * photo_off:.1f} of 255"
         )
+    off = {name: difference(name, session, images, wanted[name]) for name, session in sessions.items()}
+    found: Settings = {"passed": True, "samples": len(images), "max_abs_diff": off[FULL], "photo_max_diff": photo_off}
+    return {**found, "variants": off}
+
+
+def check_metadata(stored: dict[str, str], file: str, settings: Settings) -> None:
+    """Raises Failed if the labels or the preprocessing in a model are not those beside it."""
+    if json.loads(stored["labels"]) != read_labels():
+        raise Failed(f"labels.txt does not hold the labels that are stored in {file}")
+    if json.loads(stored["preprocessing"]) != settings:
+        raise Failed(f"preprocess.json does not hold the preprocessing that is stored in {file}")
+
+
+def difference(variant: str, session: ort.InferenceSession, images: Floats, wanted: Floats) -> float:
+    """How far a logit is off, one image at a time and all at once; raises Failed if it is too far."""
     off = max(float(np.abs(run(session, images[:size]) - wanted[:size]).max()) for size in (1, len(images)))
-    limit = TOLERANCE * float(wanted.std())
+    limit = TOLERANCES[variant] * float(wanted.std())
     if not off <= limit:  # a logit that is not a number fails as well
-        raise Failed(
-            f"a logit is off by {off:.3g}, and at most {limit:.3g} is allowed: this machine computes otherwise"
-        )
-    return {"passed": True, "samples": len(images), "max_abs_diff": off, "photo_max_diff": photo_off}
+        found = f"a logit of {model_file(variant).name} is off by {off:.3g}, and at most {limit:.3g} is allowed"
+        raise Failed(f"{found}: this machine computes otherwise")
+    return off
 
 
-def bench(threads: int, seconds: float) -> Settings:
+def bench(variant: str, threads: int, seconds: float) -> Settings:
     """Load time, and the latency of one image after warm-up; runs which lost the processor are left out."""
     start = time.perf_counter()
-    session = open_model(threads)
+    session = open_model(variant, threads)
     load_ms = 1e3 * (time.perf_counter() - start)
     with np.load(HERE / "samples" / "samples.npz") as samples:
         images = samples["images"]
@@ -178,19 +202,21 @@ def main() -> int:
     task.add_argument("--image", type=Path, metavar="FILE", help="classify this image")
     task.add_argument("--selftest", action="store_true", help="check the bundle on this machine")
     task.add_argument("--bench", action="store_true", help="check the bundle, then measure its latency")
+    parser.add_argument("--variant", choices=variants(), default=FULL, help="the model to use (default fp32)")
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime (default 1)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of measuring (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     try:
         if options.image:
-            found = classify(options.image, options.threads)
+            found = classify(options.image, options.variant, options.threads)
             print(json.dumps(dict(found)) if options.json else "\n".join(f"{p:7.2%}  {name}" for name, p in found))
             return 0
-        result = {"model_sha256": sha256(HERE / "model.onnx"), "device": device(options.threads)}
+        result = {"variant": options.variant, "model_sha256": sha256(model_file(options.variant))}
+        result["device"] = device(options.threads)
         result["selftest"] = selftest(options.threads)
         if options.bench:
-            result["bench"] = bench(options.threads, options.seconds)
+            result["bench"] = bench(options.variant, options.threads, options.seconds)
     except (Failed, OSError, ValueError, KeyError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 1
@@ -200,10 +226,12 @@ def main() -> int:
 
 def told(result: Settings) -> str:
     test = result["selftest"]
-    lines = [f"selftest passed: {test['samples']} samples, logits off by at most {test['max_abs_diff']:.3g}"]
+    off = ", ".join(f"{name} {value:.3g}" for name, value in test["variants"].items())
+    lines = [f"selftest passed: {test['samples']} samples, logits off by at most: {off}"]
     if "bench" in result:
-        timed = result["bench"]
-        lines.append(f"latency {timed['p50_ms']:.3g} ms (median of {timed['runs']} runs, {result['device']['cpu']})")
+        timed, where = result["bench"], result["device"]["cpu"]
+        measured = f"{timed['p50_ms']:.3g} ms (median of {timed['runs']} runs, {where})"
+        lines.append(f"latency of {result['variant']}: {measured}")
     return "\n".join(lines)
 
 

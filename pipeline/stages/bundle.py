@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.bundle.card import model_card
-from atopipe.pipeline.config import TARGETS
+from atopipe.pipeline.config import FULL, TARGETS
 from atopipe.pipeline.errors import ParityGateFailed
 from atopipe.pipeline.files import files_in, sha256_file, write_bytes, write_json, write_text
 from atopipe.pipeline.networks import as_function, load_shrunk
 from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.stages.report import publish_verdict, summary_of
+from atopipe.pipeline.stages.report import publish_verdict, results_of, summary_of
 from atopipe.pipeline.stages.validate import require_equivalence
+from atopipe.pipeline.variants import file_of, verdict_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 NAME = "bundle"
-INPUTS = ("train", "baseline", "shrink", "export", "validate")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed")
+INPUTS = ("train", "baseline", "shrink", "export", "quantize", "validate")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "variants", "gates", "seed")
 LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime")
 FOLDER, ARCHIVE = "bundle", "bundle.zip"
 SAMPLES = 8
@@ -47,16 +48,16 @@ def run(context: Context) -> dict[str, float]:
     _refuse_another_model(context.run)
     folder = context.folder / FOLDER
     (folder / "samples").mkdir(parents=True)
-    shutil.copyfile(context.input("export", "model.onnx"), folder / "model.onnx")
+    for file in _models(context):
+        shutil.copyfile(file, folder / file.name)
     shutil.copyfile(Path(__file__).parents[1] / "bundle" / "infer.py", folder / "infer.py")
     data = context.workspace.data
     write_text(folder / "labels.txt", "".join(f"{label}\n" for label in data.labels))
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
-    structure = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))["model.onnx"]
     settings = json.loads(data.preprocessing.to_json())
     summary = replace(summary_of(context.run), title=_title(context), model="model.onnx")
-    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, structure))
+    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, _structures(context)))
     write_json(folder / "manifest.json", _manifest(context, folder))
     write_sums(folder)
     replayed = _replay(folder)
@@ -77,14 +78,32 @@ def _refuse_another_model(run: RunDirectory) -> None:
         raise
 
 
+def _models(context: Context) -> list[Path]:
+    """What is delivered: model.onnx, and the variants that validation kept."""
+    kept = verdict_of(context.run)["kept"][1:]
+    return [context.input("export", file_of(FULL)), *(context.input("quantize", file_of(name)) for name in kept)]
+
+
+def _structures(context: Context) -> dict[str, Any]:
+    """File name -> what was read back from it, of all that is delivered."""
+    whole = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))[file_of(FULL)]
+    names = verdict_of(context.run)["kept"][1:]
+    made = json.loads(context.input("quantize", "variants.json").read_text(encoding="utf-8")) if names else {}
+    return {file_of(FULL): whole, **{file_of(name): made[name] for name in names}}
+
+
 def _write_samples(context: Context, folder: Path) -> None:
-    """Validation images with the logits that torch gives for them, for infer.py and for ONNX Runtime's test runner."""
+    """Validation images with the logits that torch gives for them, for infer.py and for ONNX Runtime's test runner.
+
+    Of a variant, whose logits torch does not know, they are those that ONNX Runtime gives here.
+    """
     import numpy as np
     import torch
     from PIL import Image
 
     from atopipe.export.onnx import save_test_data
     from atopipe.pipeline.images import preprocess
+    from atopipe.validate.session import open_session
 
     settings = context.workspace.data.preprocessing
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (settings.mean, settings.std))
@@ -92,6 +111,7 @@ def _write_samples(context: Context, folder: Path) -> None:
     pixels = ((drawn * std + mean) * 255).round().astype(np.uint8)
     images = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     logits = as_function(load_shrunk(context), torch.device("cpu"))(images)
+    variants = verdict_of(context.run)["kept"][1:]
     photo = _photo()
     arrays = {
         "pixels": pixels,
@@ -99,6 +119,7 @@ def _write_samples(context: Context, folder: Path) -> None:
         "logits": logits,
         "photo": photo,
         "photo_input": preprocess(Image.fromarray(photo), settings),
+        **{f"logits_{name}": open_session(folder / file_of(name)).run(images) for name in variants},
     }
     write_bytes(folder / "samples" / "samples.npz", _npz(arrays))
     save_test_data(folder / "test_data_set_0", images, logits)
@@ -125,13 +146,14 @@ def _photo() -> "NDArray[np.uint8]":
 
 def _manifest(context: Context, folder: Path) -> dict[str, Any]:
     """Where the files come from: the chain of digests from training to the model, and every file's own."""
-    results = [result for name in INPUTS if (result := context.run.result(name))]
+    results = results_of(context.run, INPUTS)
     return {
         "model": context.config.model.name,
         "data": _data_name(context),
         "targets": context.config.targets,
         "seed": context.config.seed,
         "metrics": {name: value for result in results for name, value in result.metrics.items()},
+        "variants": verdict_of(context.run),
         "gates": json.loads(context.input("validate", "gates.json").read_text(encoding="utf-8")),
         "stages": [
             {"stage": r.stage, "key": r.key, "digest": r.digest, "inputs": r.depends["inputs"]} for r in results

@@ -1,6 +1,7 @@
 """Say what came out: report.html and summary.md for people, junit.xml for build servers, and the closing table."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,15 +9,16 @@ from atopipe.pipeline.build_server import append_step_summary, junit
 from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.devices import devices_of
 from atopipe.pipeline.files import write_text
-from atopipe.pipeline.run_directory import RunDirectory
+from atopipe.pipeline.run_directory import Result, RunDirectory
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.stages import baseline
+from atopipe.pipeline.stages import baseline, quantize
 from atopipe.pipeline.summary import Summary, summarise
+from atopipe.pipeline.variants import rows_of
 
 NAME = "report"
-SUMMARISED = ("train", "baseline", "shrink", "export", "validate")
+SUMMARISED = ("train", "baseline", "shrink", "export", "quantize", "validate")
 INPUTS = (*SUMMARISED, "bundle")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "variants", "gates", "seed")
 LIBRARIES = ("jinja2",)
 
 
@@ -49,13 +51,19 @@ def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
     return gates
 
 
+def results_of(run: RunDirectory, names: Iterable[str]) -> list[Result]:
+    """Of the complete ones of these stages; one that is no longer asked for does not count."""
+    wanted = {baseline.NAME: baseline.is_wanted(run.config), quantize.NAME: quantize.is_wanted(run.config)}
+    return [result for name in names if wanted.get(name, True) and (result := run.result(name))]
+
+
 def summary_of(run: RunDirectory) -> Summary:
     """The summary of a run whose stages up to validate are complete."""
-    names = [name for name in SUMMARISED if name != baseline.NAME or baseline.is_wanted(run.config)]
-    results = [result for name in names if (result := run.result(name))]
+    results = results_of(run, SUMMARISED)
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     seconds = sum(result.seconds for result in results)
     model = run.artifact("export", "model.onnx")
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
     summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
-    return replace(summary, devices=tuple(device.sentence() for device in devices_of(run)))
+    devices = tuple(device.sentence() for device in devices_of(run))
+    return replace(summary, devices=devices, variants=rows_of(run, metrics))

@@ -1,7 +1,8 @@
 """Judge what export wrote: the same function, as accurate, within the budget, and how fast, in ONNX Runtime.
 
-Leaves gates.json, one verdict per gate, parity.json, one entry per comparison, and flips.json, how many images changed
-their answer on the way. A failed gate is a valid result: the stage is complete all the same.
+Leaves gates.json, one verdict per gate, parity.json, one entry per comparison, flips.json, how many images changed
+their answer on the way, and, where variants were made, variants.json, what becomes of each. A failed gate is a valid
+result: the stage is complete all the same.
 """
 
 import json
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config import TARGETS
+from atopipe.pipeline.environment import hardware
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.files import write_json
 from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
-from atopipe.pipeline.stages import baseline
+from atopipe.pipeline.stages import baseline, quantize
+from atopipe.pipeline.variants import Variant, as_json, examine, judged, timed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
     from atopipe.validate.parity import Parity
 
 NAME = "validate"
-INPUTS = ("train", "baseline", "shrink", "export")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "gates", "seed", "validation")
+INPUTS = ("train", "baseline", "shrink", "export", "quantize")
+SETTINGS = ("model", "data", *TARGETS, "baseline", "variants", "gates", "seed", "validation")
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 PARITY_IMAGES = 32
 LOSSLESS_LIMIT = 1e-10
@@ -43,14 +46,15 @@ EQUIVALENCE_GATES = ("lossless.max_rel_diff", *PARITY_GATES)
 class Findings:
     """What was measured.
 
-    `parting`: where the delivered file differs first, if it does; `doubt`: why no gate on the latency can be judged,
-    None where one can.
+    `parting`: where the delivered file differs first, if it does; `doubt`: why nothing can be decided by the latency,
+    None where it can.
     """
 
     parity: "Parity"
     parting: str
     accuracies: "Mapping[str, Accuracy]"
     flips: "Mapping[str, Flips]"
+    variants: list[Variant]
     latency: "Comparison"
     doubt: str | None
 
@@ -65,6 +69,8 @@ def run(context: Context) -> dict[str, float]:
     write_json(context.folder / "parity.json", found.parity.to_json())
     flips = {name: {**asdict(f), "drop": f.drop, "drop_interval": f.drop_interval()} for name, f in found.flips.items()}
     write_json(context.folder / "flips.json", flips)
+    if quantize.is_wanted(context.config):
+        write_json(context.folder / "variants.json", {**as_json(found.variants), "cpu": hardware()["cpu"]})
     return {
         **{f"accuracy.{name}": found.accuracies[name].top1 for name in ("masked", "shrunk", "onnx")},
         **_drop_metrics(found.flips),
@@ -73,6 +79,7 @@ def run(context: Context) -> dict[str, float]:
         "parity.float64_rel_diff": found.parity.float64_rel_diff,
         "parity.rounding_ratio": found.parity.rounding_ratio,
         **_latency_metrics(found.latency),
+        **{name: value for variant in found.variants for name, value in variant.metrics().items()},
     }
 
 
@@ -80,11 +87,10 @@ def _measure(context: Context) -> Findings:
     from atopipe.export.onnx import export_onnx
     from atopipe.pipeline.divergence import compare
     from atopipe.validate.accuracy import flips
-    from atopipe.validate.latency import compare_latency
     from atopipe.validate.session import open_session
 
     workspace, config = context.workspace, context.config
-    delivered, dense = context.input("export", "model.onnx"), context.input("export", "dense.onnx")
+    delivered = context.input("export", "model.onnx")
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
     small = load_shrunk(context)
@@ -103,16 +109,20 @@ def _measure(context: Context) -> Findings:
         for name in ("masked", "shrunk", "dense")
         if name in accuracies
     }
-    latency = compare_latency(dense, delivered, images, seed=config.seed, budget_s=config.validation.latency_s)
-    return Findings(parity, parting, accuracies, changed, latency, _doubt(context, latency, delivered, images))
+    variants = examine(context, accuracies["onnx"], images) if quantize.is_wanted(config) else []
+    latency, variants = timed(context, variants, images)
+    doubt = _doubt(context, latency, delivered, images)
+    variants = [judged(variant, config.gates.max_variant_drop, doubt) for variant in variants]
+    return Findings(parity, parting, accuracies, changed, variants, latency, doubt)
 
 
 def _doubt(context: Context, latency: "Comparison", model: Path, images: "NDArray[np.float32]") -> str | None:
-    """Why a gate on the latency cannot be judged: too busy a machine, or one that finds a model unlike itself."""
+    """Why nothing can be decided by the latency: too busy a machine, or one that finds a model unlike itself."""
     from atopipe.validate.latency import null_test
 
-    gates = context.config.gates
-    if latency.doubt is not None or (gates.min_speedup is None and gates.max_latency_ms is None):
+    limits = (context.config.gates.min_speedup, context.config.gates.max_latency_ms)
+    decides = quantize.is_wanted(context.config) or any(limit is not None for limit in limits)
+    if latency.doubt is not None or not decides:
         return latency.doubt
     share = context.config.validation.latency_s / 2
     return null_test(model, images, seed=context.config.seed, budget_s=share).doubt
@@ -189,7 +199,7 @@ def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
     if limits.min_speedup is not None:
         gates.append(speedup_gate(found.latency, limits.min_speedup, found.doubt))
     if limits.max_latency_ms is not None:
-        arm = found.latency.shrunk
+        arm = found.latency.second
         limit, interval = limits.max_latency_ms, arm.interval_ms
         gates.append(Gate("latency.shrunk_p50_ms", arm.p50_ms, limit, interval=interval, doubt=found.doubt))
     if limits.max_size_mb is not None:
@@ -227,12 +237,12 @@ def _drop_metrics(flips: "Mapping[str, Flips]") -> dict[str, float]:
 
 def _latency_metrics(latency: "Comparison") -> dict[str, float]:
     """What was measured; too few undisturbed runs leave a metric out."""
-    dense, shrunk = latency.dense.interval_ms or (None, None), latency.shrunk.interval_ms or (None, None)
+    dense, shrunk = latency.first.interval_ms or (None, None), latency.second.interval_ms or (None, None)
     values = {
-        "latency.dense_p50_ms": latency.dense.p50_ms,
+        "latency.dense_p50_ms": latency.first.p50_ms,
         "latency.dense_low_ms": dense[0],
         "latency.dense_high_ms": dense[1],
-        "latency.shrunk_p50_ms": latency.shrunk.p50_ms,
+        "latency.shrunk_p50_ms": latency.second.p50_ms,
         "latency.shrunk_low_ms": shrunk[0],
         "latency.shrunk_high_ms": shrunk[1],
     }

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.export.onnx import OPSET, ExportError, ExportReport, export_onnx, local_folders, read_metadata
+from atopipe.export.local_paths import local_folders
+from atopipe.export.onnx import OPSET, ExportError, ExportReport, export_onnx, read_metadata
 
 METADATA = {
     "labels": json.dumps(["cat", "Käfer", "dog"]),
@@ -48,14 +48,6 @@ def residual() -> Residual:
     nn.init.uniform_(net.norm.running_var, 0.5, 2.0)
     nn.init.normal_(net.norm.bias)
     return net
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def truncate(bundle: Path) -> None:
         (lambda bundle: (bundle / "MODEL_CARD.md").unlink(), False, "MODEL_CARD.md is missing or not the file"),
         (spoil_labels, True, "labels.txt does not hold the labels that are stored in model.onnx"),
         (spoil_mean, True, "preprocess.json does not hold the preprocessing that is stored in model.onnx"),
-        (spoil_logits, True, "a logit is off by "),
+        (spoil_logits, True, "a logit of model.onnx is off by "),
         (spoil_photo, True, "a photo is scaled or cut otherwise than recorded: "),
     ],
     ids=["truncated", "opset", "missing", "labels", "mean", "logits", "photo"],

@@ -67,6 +67,7 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
     [
         (["rum"], 2, "atopipe: unknown command 'rum': did you mean run?"),
         (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {', '.join(sorted(cli.cli.commands))}"),
+        (["run", "--model", "x", "\r"], 2, r"atopipe: Got unexpected extra argument (\r)"),
         (
             ["run", "--modell", "x"],
             2,

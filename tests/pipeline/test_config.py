@@ -54,6 +54,22 @@ def test_the_recipe_for_cifar_is_the_usual_one_and_the_rest_is_the_default() -> 
     assert recipe.controller == ControllerSettings()
 
 
+@pytest.mark.parametrize(
+    ("given", "variants"),
+    [
+        ("fp32,fp16,int8", ("fp32", "fp16", "int8")),
+        ("int8, fp16", ("fp32", "fp16", "int8")),
+        (["int8", "int8"], ("fp32", "int8")),
+        ("fp32", ("fp32",)),
+        ([], ("fp32",)),
+    ],
+)
+def test_variants_are_in_one_order_and_fp32_is_among_them(given: object, variants: tuple[str, ...]) -> None:
+    config = load_config(None, {**GIVEN, "variants": given})
+    assert config.variants == variants
+    assert config.identity() == load_config(None, GIVEN).identity()
+
+
 def test_threads_are_no_part_of_the_identity() -> None:
     one, two = (load_config(None, {**GIVEN, "threads": n}) for n in (1, 2))
     assert one.identity() == two.identity() != load_config(None, {**GIVEN, "seed": 1}).identity()
@@ -78,6 +94,12 @@ def test_a_slice_holds_what_was_asked_for() -> None:
         ({"recipe.precision": "fp16"}, "--precision is fp16, but must be 'auto', 'float32' or 'bfloat16'"),
         ({"recipe.live_shrink": "maybe"}, "--live-shrink is maybe, but must be true or false"),
         ({"device": "gpu"}, "--device is gpu, but must be 'auto', 'cpu' or 'cuda'"),
+        ({"variants": "fp32,int4"}, "--variants is int4, but must be 'fp32', 'fp16' or 'int8'"),
+        ({"variants": 8}, "--variants is 8, but must be a list of names like [fp32, int8]"),
+        (
+            {"gates.max_variant_drop": 2},
+            "--max-variant-drop is 2, but must be a number from 0 to 1: 0.01 allows one point of top-1",
+        ),
         ({"data.val_fraction": 1}, "data.val_fraction is 1, but must be a number between 0 and 1"),
         ({"recipe": "quikc"}, "unknown recipe 'quikc': did you mean quick?"),
         ({"sed": 1}, "unknown configuration key 'sed': did you mean seed?"),

@@ -1,13 +1,14 @@
 """What a person sees."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from atopipe.pipeline.display import LiveDisplay, PlainDisplay, QuietDisplay, epoch_line, open_display
-from atopipe.pipeline.summary import Summary, both_readings, duration, scaled, summarise
+from atopipe.pipeline.summary import Summary, VariantRow, both_readings, duration, scaled, summarise
 
 METRICS = {
     "flops.dense": 166e6,
@@ -49,6 +50,24 @@ def test_a_dense_run_gives_the_difference_in_points_and_the_ratio_of_times() -> 
     lines = {line.split("  ")[0]: line.split()[2:] for line in text.splitlines()}
     assert lines["accuracy (top-1)"] == ["0.9800", "0.9750", "-0.50", "points"]
     assert lines["training time"] == ["1", "min", "20", "s", "50.0", "s", "0.625"]
+
+
+def test_variants_are_lines_for_a_terminal_and_a_table_for_a_page(summary: Summary) -> None:
+    plain = VariantRow("fp32", "2 ms", "", "0.9750", "28 MB", fastest=False, reason=None)
+    fast = VariantRow("int8", "1 ms", "0.500 [0.490, 0.510]", "0.9700", "7 MB", fastest=True, reason=None)
+    none = VariantRow("fp16", "", "", "", "", fastest=False, reason="float16 ends at 65504")
+    found = replace(summary, variants=(plain, fast, none))
+    assert found.notes()[:3] == (
+        "variant fp32: delivered; 2 ms, top-1 0.9750, 28 MB",
+        "variant int8: fastest here; 1 ms, 0.500 [0.490, 0.510] of fp32, top-1 0.9700, 7 MB",
+        "variant fp16: dropped; float16 ends at 65504",
+    )
+    assert found.notes()[3:] == summary.notes()
+    markdown = found.as_markdown()
+    assert "| int8 | fastest here | 1 ms | 0.500 [0.490, 0.510] | 0.9700 | 7 MB |  |\n" in markdown
+    assert "| fp16 | dropped |  |  |  |  | float16 ends at 65504 |\n" in markdown
+    assert "variant int8" not in markdown
+    assert "| variant |" not in summary.as_markdown()
 
 
 def test_every_form_says_both_readings_and_where_the_model_is(summary: Summary) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -80,6 +81,20 @@ def test_the_page_says_what_was_measured(finished: Path, page: str) -> None:
     assert page.count("<svg ") == 3  # training, the dense training, widths
 
 
+def test_variants_have_a_section_of_their_own(finished_with_variants: Path) -> None:
+    text = (finished_with_variants / "out/report.html").read_text(encoding="utf-8")
+    verdict = json.loads((finished_with_variants / "out/stages/validate/variants.json").read_text())
+    sections = list(ids(text))
+    assert sections[sections.index("latency") + 1] == "variants"
+    assert {*sections} - {"variants"} == {*SECTIONS}
+    assert Tags(text).open == []
+    section = text.partition('id="variants"')[2].partition("</section>")[0]
+    assert re.findall(r'<th scope="row">(\w+)</th>', section) == [*verdict["kept"], *verdict["dropped"]]
+    assert section.count("chip pass") == len(verdict["kept"])
+    assert section.count("fastest here") == 1
+    assert [reason for reason in verdict["dropped"].values() if escape(reason) not in section] == []
+
+
 def test_layers_are_shown_in_order_and_add_up(finished: Path) -> None:
     run = RunDirectory.open(finished / "out")
     shown = _layers(run)
@@ -98,10 +113,14 @@ def browser(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_without_complaint(finished: Path, tmp_path: Path, width: int) -> None:
-    done = browser(tmp_path, f"--window-size={width},900", "--dump-dom", (finished / "out/report.html").as_uri())
+@pytest.mark.parametrize("run", ["finished", "finished_with_variants"])
+def test_a_browser_shows_it_without_complaint(
+    run: str, tmp_path: Path, width: int, request: pytest.FixtureRequest
+) -> None:
+    page = request.getfixturevalue(run) / "out/report.html"
+    done = browser(tmp_path, f"--window-size={width},900", "--dump-dom", page.as_uri())
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    assert re.findall(r'<(?:section|header) id="(\w+)"', done.stdout) == list(SECTIONS)
+    assert re.findall(r'<(?:section|header) id="(\w+)"', done.stdout) == list(ids(page.read_text(encoding="utf-8")))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")

@@ -20,7 +20,7 @@ from atopipe.pipeline.config import load_config
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.files import sha256_file
 from atopipe.pipeline.run_directory import RunDirectory
-from atopipe.pipeline.stages import STAGES, baseline
+from atopipe.pipeline.stages import STAGES, baseline, quantize
 from atopipe.pipeline.stages.validate import raise_verdict
 from atopipe.validate.session import open_session
 
@@ -53,7 +53,7 @@ BUNDLE = (
     *("model.onnx", "labels.txt", "preprocess.json", "infer.py", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
     *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
 )
-CHAIN = [stage.NAME for stage in STAGES if stage is not baseline]
+CHAIN = [stage.NAME for stage in STAGES if stage not in (baseline, quantize)]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
     *("accuracy.masked", "accuracy.shrunk", "accuracy.onnx", "lossless.max_rel_diff", "parity.max_abs_diff"),

@@ -15,9 +15,11 @@ from atopipe.validate.latency import (
     LatencyError,
     NullTest,
     Stopwatch,
+    Turns,
     compare_latency,
     null_test,
     runs_per_turn,
+    time_in_turns,
 )
 from atopipe.validate.session import Session, open_session
 from atopipe.validate.statistics import Interval
@@ -33,14 +35,43 @@ def test_the_smaller_model_is_faster_within_the_time_that_was_given(models, imag
         pytest.skip(f"only {result.kept:.0%} of the runs kept their processor")
     assert result.blocks >= MIN_BLOCKS
     assert result.ratio.low <= result.ratio.estimate <= result.ratio.high < 0.8
-    assert result.dense.p50_ms > result.shrunk.p50_ms > 0
-    assert result.dense.p90_ms is None or result.dense.p90_ms >= result.dense.p50_ms
+    assert result.first.p50_ms > result.second.p50_ms > 0
+    assert result.first.p90_ms is None or result.first.p90_ms >= result.first.p50_ms
 
 
 def test_few_blocks_are_measured_even_without_time(models, images) -> None:
     result = compare_latency(models[8], models[8], images, budget_s=1e-6, batch=4)
-    assert result.dense.runs + result.shrunk.runs == round(result.kept * MIN_BLOCKS * 4 * 2)
-    assert result.dense.p90_ms is None
+    assert result.first.runs + result.second.runs == round(result.kept * MIN_BLOCKS * 4 * 2)
+    assert result.first.p90_ms is None
+
+
+def test_several_models_take_turns_that_favour_none(models, images) -> None:
+    turns = time_in_turns([models[8], models[32], models[8]], images, budget_s=1e-6, seed=3)
+    orders = set()
+    for block in range(MIN_BLOCKS):
+        own = turns.model[turns.block == block]
+        order = own.reshape(-1, 2)[:, 0].tolist()  # two counted runs per turn
+        assert own.tolist() == np.repeat(order, 2).tolist()
+        assert order == order[::-1]
+        assert sorted(order[:3]) == [0, 1, 2]
+        orders.add(tuple(order))
+    assert len(orders) > 1
+    same = time_in_turns([models[8], models[32], models[8]], images, budget_s=1e-6, seed=3)
+    np.testing.assert_array_equal(same.model, turns.model)
+
+
+def test_two_of_several_models_are_compared_by_their_own_runs() -> None:
+    """Model 0 takes 1 s, model 1 takes 2 s, model 2 takes 3 s and always waits for its processor."""
+    model = np.tile([0, 1, 2, 2, 1, 0], MIN_BLOCKS)
+    wall, block = model + 1.0, np.repeat(np.arange(MIN_BLOCKS), 6)
+    turns = Turns(wall, np.where(model == 2, 0.5, 1.0) * wall, block, model, 1, 1, 1.0, 0)
+    pair = turns.compare(0, 1)
+    assert (pair.ratio, pair.kept, pair.blocks) == (Interval(2.0, 2.0, 2.0), 1.0, MIN_BLOCKS)
+    assert (pair.first.p50_ms, pair.second.p50_ms, pair.first.runs) == (1000, 2000, 2 * MIN_BLOCKS)
+    assert turns.compare(1, 0).ratio == Interval(0.5, 0.5, 0.5)
+    lost = turns.compare(0, 2)
+    assert (lost.ratio, lost.kept, lost.second.runs) == (None, 0.5, 0)
+    assert lost.doubt == "only 0 blocks of runs were left undisturbed"
 
 
 def test_a_model_is_as_fast_as_itself(models, images) -> None:
@@ -96,7 +127,7 @@ def test_a_batch_that_cannot_be_made_is_refused(batch: int, models, images) -> N
 
 def test_the_interval_of_a_latency_holds_its_median(models, images) -> None:
     result = compare_latency(models[8], models[32], images, budget_s=0.3)
-    for arm in (result.dense, result.shrunk):
+    for arm in (result.first, result.second):
         if arm.interval_ms is not None:
             assert arm.interval_ms[0] <= arm.p50_ms <= arm.interval_ms[1]
     assert (result.doubt is None) == (result.ratio is not None and result.kept >= MIN_KEPT)

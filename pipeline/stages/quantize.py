@@ -1,0 +1,52 @@
+"""Make the variants of model.onnx that `--variants` asks for: float16, and int8 calibrated on training images.
+
+Leaves a file for each, such as model.int8.onnx, and variants.json: what was read back from it, or why there is none.
+Whether a variant is delivered is decided by stage validate.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from atopipe.pipeline.config import FULL, Config
+from atopipe.pipeline.files import write_json
+from atopipe.pipeline.runner import Context
+from atopipe.pipeline.variants import file_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NAME = "quantize"
+INPUTS = ("export",)
+SETTINGS = ("data", "variants", "seed")
+LIBRARIES = ("torch", "onnx", "onnxruntime")
+CALIBRATION_IMAGES = 256
+
+
+def is_wanted(config: Config) -> bool:
+    """Whether the chain has this stage."""
+    return config.variants != (FULL,)
+
+
+def run(context: Context) -> dict[str, float]:
+    from atopipe.export.onnx import ExportError
+    from atopipe.export.quantize import QuantizeError, write_variant
+
+    model, images = context.input("export", file_of(FULL)), _calibration_images(context)
+    found: dict[str, dict[str, Any]] = {}
+    for name in context.config.variants[1:]:
+        try:
+            found[name] = asdict(write_variant(name, model, context.folder / file_of(name), images))
+        except (QuantizeError, ExportError) as error:
+            context.display.say(f"{name:<7} left out: {error}")
+            found[name] = {"reason": str(error)}
+    write_json(context.folder / "variants.json", found)
+    return {f"size.{name}_bytes": report["bytes"] for name, report in found.items() if "bytes" in report}
+
+
+def _calibration_images(context: Context) -> "NDArray[np.float32]":
+    """Training images [N, C, H, W] as they are in use, without augmentation, in the same shares of each class."""
+    data, generator = context.workspace.data, context.workspace.generator(5)
+    drawn = data.subset(min(CALIBRATION_IMAGES, len(data.train)), generator).train
+    images, _ = next(iter(drawn.batches(len(drawn), device="cpu")))
+    return images.numpy()
