@@ -4,57 +4,24 @@ Precedence: command line > environment (`ATOPIPE_*`) > file > defaults; a recipe
 recipe of the file. What passes here is complete and in range; what does not is refused in one sentence.
 """
 
-import dataclasses
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
 
 from atopipe.ato.recipe import Recipe
 from atopipe.pipeline.errors import UsageError
+from atopipe.pipeline.flags import TARGETS
 from atopipe.pipeline.nearest import nearest_or_all
+from atopipe.pipeline.refusals import sentence, unknown_keys
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "quick"
 
-FLAGS: Mapping[str, str] = {
-    "model.name": "--model",
-    "model.args": "--model-args",
-    "model.weights": "--weights",
-    "model.keep": "--keep",
-    "model.only": "--only",
-    "target_flops": "--target-flops",
-    "target_params": "--target-params",
-    "recipe.align": "--align",
-    "recipe.live_shrink": "--live-shrink",
-    "recipe.precision": "--precision",
-    "recipe.compile": "--compile",
-    "data.source": "--data",
-    "data.input_size": "--input-size",
-    "recipe.epochs": "--epochs",
-    "recipe.batch_size": "--batch-size",
-    "baseline": "--baseline",
-    "variants": "--variants",
-    "gates.max_accuracy_drop": "--max-accuracy-drop",
-    "gates.min_accuracy": "--min-accuracy",
-    "gates.min_speedup": "--min-speedup",
-    "gates.max_latency_ms": "--max-latency-ms",
-    "gates.max_size_mb": "--max-size-mb",
-    "gates.max_variant_drop": "--max-variant-drop",
-    "seed": "--seed",
-    "device": "--device",
-    "threads": "--threads",
-    "checkpoint_minutes": "--checkpoint-minutes",
-    "preflight": "--preflight",
-}
 # Settings that leave a run the same run.
 HOW_NOT_WHAT = frozenset({"baseline", "variants", "gates", "threads", "checkpoint_minutes", "preflight"})
-COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
-TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 FULL = "fp32"
 VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
@@ -191,12 +158,12 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
 
 def parse_config(raw: Mapping[str, object]) -> Config:
     """`raw` as a `Config`; UsageError names an unknown key with the nearest known one, or a value with its range."""
-    for name, known in _unknown_keys(raw, Config):
+    for name, known in unknown_keys(raw, Config):
         raise UsageError(f"unknown configuration key '{name}': {nearest_or_all(name.rpartition('.')[2], known)}")
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(_sentence(error.errors()[0])) from None
+        raise UsageError(sentence(error.errors()[0], Config)) from None
     if not config.targets:
         raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
     if config.gates.max_accuracy_drop is not None and not config.baseline:
@@ -257,83 +224,3 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def _are_mappings(*values: object) -> bool:
     return all(isinstance(value, Mapping) for value in values)
-
-
-def _unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Keys of `raw` that `schema` lacks, with those it has, sections included.
-
-    Pydantic ignores unknown keys of standard dataclasses, and knows nothing of nearest names.
-    """
-    fields = _sections(schema)
-    for key, value in raw.items():
-        if key not in fields:
-            yield f"{prefix}{key}", tuple(fields)
-        elif (section := fields[key]) is not None and isinstance(value, Mapping):
-            yield from _unknown_keys(value, section, f"{prefix}{key}.")
-
-
-def _sections(schema: type) -> dict[str, type | None]:
-    """Field name -> its own schema where the field is a section, else None."""
-    return {
-        name: hint if _is_section(hint) else None
-        for name, hint in typing.get_type_hints(schema).items()
-        if not name.startswith(("_", "model_config"))
-    }
-
-
-def _is_section(hint: object) -> bool:
-    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"))
-
-
-def _sentence(error: ErrorDetails) -> str:
-    """One sentence for the first thing that is wrong: the option, its value, what is allowed."""
-    path = _setting(error["loc"])
-    name = FLAGS.get(path, FLAGS.get(f"{path}.name", path))
-    if error["type"] == "missing":
-        example = {"--model": "--model resnet50"}.get(name, name)
-        return f"{name} is missing: give it, e.g. '{example}'"
-    if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        key = "recipe." + message.split(" ", 1)[0]
-        return f"{FLAGS.get(key, key)} {message.split(' ', 1)[1]}"
-    wrong = error["input"]
-    shown = wrong if isinstance(wrong, int | float | str) else type(wrong).__name__
-    return f"{name} is {shown}, but must be {_allowed(path, error)}"
-
-
-def _setting(location: Iterable[int | str]) -> str:
-    """The dotted name of a setting; what pydantic adds behind it (an index, a member of a union) is left out."""
-    parts: list[str] = []
-    schema: type | None = Config
-    for part in map(str, location):
-        fields = _sections(schema) if schema else {}
-        if part not in fields:
-            break
-        parts.append(part)
-        schema = fields[part]
-    return ".".join(parts)
-
-
-def _allowed(path: str, error: ErrorDetails) -> str:
-    if path in TARGETS:
-        return f"a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's {COST_NAMES[TARGETS[path]]}"
-    ranges = {
-        "data.input_size": "a whole number of pixels from 8 to 4096",
-        "data.val_fraction": "a number between 0 and 1",
-        "gates.max_accuracy_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
-        "gates.max_variant_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
-        "gates.min_accuracy": "a number above 0 and at most 1: 0.9 asks for a top-1 of 90 %",
-        "variants": "a list of names like [fp32, int8]",
-        "validation.latency_s": "a number of seconds above 0 and at most 3600",
-        "recipe.align": "auto or a whole number of channels",
-        "seed": "a whole number from 0 to 4294967295",
-        "threads": "a whole number from 1 to 1024",
-        "checkpoint_minutes": "a number of minutes from 0 to 1440",
-    }
-    if error["type"] == "literal_error":
-        return str(error["ctx"]["expected"])
-    if error["type"] in ("model_type", "dataclass_type"):
-        return "a name, or a section of 'key: value' lines"
-    expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
-    plain = expected.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
-    return ranges.get(path, plain)

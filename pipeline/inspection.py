@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from atopipe.ato.recipe import Align
-from atopipe.pipeline.config import COST_NAMES, Config
+from atopipe.pipeline.config import Config
 from atopipe.pipeline.display import QuietDisplay
+from atopipe.pipeline.flags import COST_NAMES
 from atopipe.pipeline.summary import both_readings, scaled
 from atopipe.pipeline.workspace import Workspace
 

@@ -14,11 +14,12 @@ from typing import Any
 import click
 
 from atopipe.pipeline.build_server import append_step_summary
-from atopipe.pipeline.config import FLAGS, Config, load_config, merged_config, parse_arguments
+from atopipe.pipeline.config import Config, load_config, merged_config, parse_arguments
 from atopipe.pipeline.display import Display, QuietDisplay, open_display
 from atopipe.pipeline.distributed import this_job
 from atopipe.pipeline.doctor import examine
 from atopipe.pipeline.errors import MissingError, UsageError
+from atopipe.pipeline.flags import FLAGS
 from atopipe.pipeline.interruption import terminable
 from atopipe.pipeline.lock import locked
 from atopipe.pipeline.manifest import compared, differing, read_manifest

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.charts import training_chart, width_chart
-from atopipe.pipeline.config import COST_NAMES
 from atopipe.pipeline.environment import hardware, library_versions
+from atopipe.pipeline.flags import COST_NAMES
 from atopipe.pipeline.run_directory import LIBRARIES, RunDirectory
 from atopipe.pipeline.stages.report import INPUTS, results_of
 from atopipe.pipeline.summary import Summary, both_readings, gate_title, milliseconds, needed_runtime, scaled

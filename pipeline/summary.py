@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atopipe.pipeline.config import COST_NAMES
+from atopipe.pipeline.flags import COST_NAMES
 
 GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",

@@ -16,9 +16,10 @@ import yaml
 from atopipe.ato.loop import EpochRecord
 from atopipe.ato.schedule import Phase
 from atopipe.pipeline import cli, errors
-from atopipe.pipeline.config import FLAGS, Config, load_config, recipe_names
+from atopipe.pipeline.config import Config, load_config, recipe_names
 from atopipe.pipeline.data import SOURCES, source_names
 from atopipe.pipeline.display import epoch_line
+from atopipe.pipeline.flags import FLAGS
 from atopipe.pipeline.launch import configuration
 from atopipe.pipeline.models import model_names
 from atopipe.pipeline.summary import GATES, both_readings

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.bundle.card import model_card
-from atopipe.pipeline.config import FULL, TARGETS
+from atopipe.pipeline.config import FULL
 from atopipe.pipeline.errors import ParityGateFailed
 from atopipe.pipeline.files import files_in, sha256_file, write_bytes, write_json, write_text
+from atopipe.pipeline.flags import TARGETS
 from atopipe.pipeline.networks import as_function, load_shrunk
 from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context

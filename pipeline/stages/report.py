@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from atopipe.pipeline.build_server import append_step_summary, junit
-from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.devices import devices_of
 from atopipe.pipeline.files import write_text
+from atopipe.pipeline.flags import TARGETS
 from atopipe.pipeline.run_directory import Result, RunDirectory
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.stages import baseline, quantize

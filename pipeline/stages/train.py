@@ -6,7 +6,7 @@ execution.json.
 
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.config import COST_NAMES, TARGETS
+from atopipe.pipeline.flags import COST_NAMES, TARGETS
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.runner import Context
 from atopipe.pipeline.summary import both_readings

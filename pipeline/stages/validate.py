@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.config import TARGETS
 from atopipe.pipeline.environment import hardware
 from atopipe.pipeline.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.files import write_json
+from atopipe.pipeline.flags import TARGETS
 from atopipe.pipeline.networks import accuracy_of, as_function, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.run_directory import RunDirectory
 from atopipe.pipeline.runner import Context
