@@ -45,7 +45,7 @@ setup(
         "safetensors>=0.4.3",
         "jinja2>=3.1",
         "psutil>=5.9",
-        "filelock>=3.12",
+        "filelock>=4",
         "pillow>=10",
     ],
     extras_require={

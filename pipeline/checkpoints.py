@@ -44,10 +44,13 @@ class Checkpoints:
 
     def latest_bytes(self) -> bytes | None:
         """The same as it stands in its file."""
-        for file in sorted(self.folder.glob("*.json"), reverse=True):
+        mine = self._mine()
+        for file in reversed(mine):
             if (content := self._read(file)) is not None:
                 self.say(f"goes on after step {int(file.stem):,}, where '{self.folder}' has it")
                 return content
+        if not mine and any(self.folder.glob("*.json")):
+            self.say(f"begins anew: what '{self.folder}' has is of other settings, code, data or libraries")
         return None
 
     def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
@@ -68,24 +71,35 @@ class Checkpoints:
         file = self.folder / f"{step:012d}.json"
         write_bytes(file.with_suffix(".safetensors"), content)
         write_sealed(file, {"key": self.key, "content": sha256_bytes(content)})
-        for old in sorted(self.folder.glob("*.json"))[:-KEPT]:
+        kept = self._mine()[-KEPT:]
+        for old in [file for file in self.folder.glob("*.json") if file not in kept]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - start
         self.record(step, self.cost)
 
+    def _mine(self) -> list[Path]:
+        """What describes the checkpoints of this run, the oldest first; what is damaged may be one."""
+        return [file for file in sorted(self.folder.glob("*.json")) if _key_of(file) in (self.key, None)]
+
     def _read(self, file: Path) -> bytes | None:
         try:
             kept = read_sealed(file)
-            if kept["key"] != self.key:
-                return None
             content = file.with_suffix(".safetensors").read_bytes()
             if sha256_bytes(content) == kept["content"]:
                 return content
         except (OSError, DamagedError, KeyError):
             pass
         self.say(f"checkpoint '{file.with_suffix('')}' is damaged: the one before it is used")
+        return None
+
+
+def _key_of(file: Path) -> object:
+    """The key of the stage that a description belongs to; None where it is damaged."""
+    try:
+        return read_sealed(file).get("key")
+    except (OSError, DamagedError):
         return None
 
 

@@ -65,7 +65,7 @@ def together(device: "torch.device") -> Iterator[None]:
     import torch
     from torch import distributed as dist
 
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
@@ -76,6 +76,8 @@ def together(device: "torch.device") -> Iterator[None]:
         if _is_loss(error):
             raise ProcessLostError(LOST) from error
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

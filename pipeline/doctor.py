@@ -2,14 +2,14 @@
 
 import importlib
 import importlib.util
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from atopipe.pipeline.environment import ORT_PACKAGES, hardware, library_versions
+from atopipe.pipeline.environment import ORT_PACKAGES, hardware, is_installed, library_versions, runtime_package
 
 # Package -> the module it brings; all of these must be there.
 REQUIRED: Mapping[str, str] = {
@@ -20,6 +20,8 @@ REQUIRED: Mapping[str, str] = {
     "onnxscript": "onnxscript",
     "onnxruntime": "onnxruntime",
     "numpy": "numpy",
+    "psutil": "psutil",
+    "filelock": "filelock",
     "scipy": "scipy",
     "scikit-learn": "sklearn",
     "safetensors": "safetensors",
@@ -45,26 +47,27 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that a run needs or may use, in the order in which it would be missed."""
-    return [*_packages(), *_extras(), *_devices(), *_providers(), *_machine()]
+    sections = (_packages, _extras, _devices, _providers, _machine)
+    return [finding for section in sections for finding in _as_far_as_it_goes(section)]
+
+
+def _as_far_as_it_goes(section: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings up to the first thing that cannot even be looked at, for want of a package that is named before."""
+    try:
+        yield from section()
+    except Exception as error:  # a broken installation may raise anything
+        yield Finding(section.__name__.strip("_"), f"cannot be looked at: {error}")
 
 
 def _packages() -> Iterator[Finding]:
-    yield Finding("python", str(hardware()["python"]))
+    yield Finding("python", platform.python_version())
     versions = library_versions(("atopipe", *REQUIRED))
     yield Finding("atopipe", versions["atopipe"])
     for package, module in REQUIRED.items():
         yield _imported(package, versions[package], module)
-    if all(map(_is_installed, ORT_PACKAGES)):
+    if all(map(is_installed, ORT_PACKAGES)):
         remedy = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
         yield Finding("onnxruntime", "both of its packages are installed and overwrite each other", remedy)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        distribution(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _imported(package: str, version: str, module: str) -> Finding:
@@ -73,7 +76,8 @@ def _imported(package: str, version: str, module: str) -> Finding:
         importlib.import_module(module)
     except Exception as error:  # a broken installation may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding(package, f"cannot be imported: {reason}", f"pip install --force-reinstall {package}")
+        name = runtime_package() if package == "onnxruntime" else package
+        return Finding(package, f"cannot be imported: {reason}", f"pip install --force-reinstall {name}")
     return Finding(package, version)
 
 
@@ -107,7 +111,7 @@ def _providers() -> Iterator[Finding]:
             write_smallest(Path(folder) / "smallest.onnx")
             found = usable_providers(Path(folder) / "smallest.onnx")
     except Exception as error:  # whatever a broken ONNX Runtime does
-        yield Finding("ONNX Runtime", f"runs no model: {error}", "pip install --force-reinstall onnxruntime-gpu")
+        yield Finding("ONNX Runtime", f"runs no model: {error}", f"pip install --force-reinstall {runtime_package()}")
         return
     yield from (Finding("ONNX Runtime", f"{name}: usable") for name in found.usable)
     yield from (Finding("ONNX Runtime", f"{name}: not usable, {reason}") for name, reason in found.skipped.items())
@@ -115,7 +119,7 @@ def _providers() -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     from atopipe.pipeline.memory import available_memory
-    from atopipe.validate.session import available_threads
+    from atopipe.validate.processors import available_threads
 
     machine = hardware()
     yield Finding(

@@ -45,6 +45,17 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_installed(package: str) -> bool:
+    return _version(package) is not None
+
+
+def runtime_package() -> str:
+    """The package of ONNX Runtime that is installed, or else the one that belongs to this platform."""
+    there = next(filter(is_installed, ORT_PACKAGES), None)
+    gpu = sys.platform in ("linux", "win32") and platform.machine() in ("x86_64", "AMD64")
+    return there or ORT_PACKAGES[0 if gpu else 1]
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -25,7 +25,7 @@ def is_importable(module_name: str) -> bool:
     """Whether the outermost package of `module_name` is installed, or lies in the working directory."""
     if _is_file(module_name):
         return Path(module_name).is_file()
-    _add_working_directory()
+    add_working_directory()
     return find_spec(module_name.partition(".")[0]) is not None
 
 
@@ -89,14 +89,15 @@ def _run_file(who: str, file: str, kind: type[AtopipeError]) -> ModuleType:
     return module
 
 
-def _add_working_directory() -> None:
+def add_working_directory() -> None:
+    """The user's modules are found there, as Python finds those beside a script."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # and left there: user code may import more when it is called
 
 
 def _import(who: str, module_name: str, kind: type[AtopipeError]) -> ModuleType:
-    _add_working_directory()
+    add_working_directory()
     try:
         return importlib.import_module(module_name)
     except Exception as error:  # user code may raise anything

@@ -5,7 +5,7 @@ look is taken; what is not there at all, as on another machine, is taken to be a
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +17,8 @@ from atopipe.pipeline.user_code import code_files
 
 # Setting -> what a stage that depends on it also depends on.
 OUTSIDE: Mapping[str, tuple[str, ...]] = {"model": ("model code", "weights"), "data": ("data", "data code")}
-# Source -> what it reads of its folder; of one that is not named here, everything.
-READ: Mapping[str, tuple[str, ...]] = {
-    "imagefolder": ("train/**/*", "val/**/*", "test/**/*"),
-    "cifar10": ("*.bin", "*.txt", "*.tar.gz", "cifar-10-batches-bin/*"),
-    "cifar100": ("*.bin", "*.txt", "*.tar.gz", "cifar-100-binary/*"),
-}
+LIBRARIES: Mapping[str, str] = {"digits": "scikit-learn", "imagefolder": "pillow"}  # that make the images of a source
+CIFAR = ("*.bin", "*.txt", "*binary.tar.gz")
 
 
 def fingerprints(config: Config, record: Path) -> dict[str, str]:
@@ -31,35 +27,64 @@ def fingerprints(config: Config, record: Path) -> dict[str, str]:
     `record` is a JSON file of what the last look saw; it is written anew where something has changed.
     """
     known = _known(record)
-    found = {name: _look(files, known.get(name, {})) for name, files in _outside(config).items()}
+    found = {name: _look(files, known.get(name, {})) for name, files in outside_files(config).items()}
     if found != known:
         with suppress(OSError):  # without a record, everything is read again next time
             write_sealed(record, found)
     return {name: look["content"] for name, look in found.items()}
 
 
-def _outside(config: Config) -> dict[str, dict[str, Path]]:
-    """What it reads -> its files by name."""
+def libraries_of(config: Config, settings: Iterable[str]) -> list[str]:
+    """The libraries behind the network and the images of a stage that depends on these settings."""
+    network = ["timm"] if config.model.name.startswith("timm/") and "model" in settings else []
+    images = LIBRARIES.get(config.data.source.partition(":")[0]) if "data" in settings else None
+    return [*network, *filter(None, [images])]
+
+
+def outside_files(config: Config) -> dict[str, dict[str, Path]]:
+    """What the run reads -> its files by name; none where they are not there."""
     model, source = config.model, config.data.source
     scheme, _, argument = source.partition(":")
     found: dict[str, dict[str, Path]] = {}
     if is_factory_name(model.name):
         found["model code"] = code_files(model.name)
     if model.weights:
-        found["weights"] = _files(Path(model.weights), ("*",))
-    if scheme not in READ and is_factory_name(source):
+        found["weights"] = _one(Path(model.weights))
+    if scheme in READERS:
+        found["data"] = READERS[scheme](Path(argument).expanduser())
+    elif is_factory_name(source):
         found["data code"] = code_files(source)
-    elif argument:
-        found["data"] = _files(Path(argument).expanduser(), READ.get(scheme, ("**/*",)))
     return found
 
 
-def _files(place: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    """The file, or those of the folder that are not hidden, by their names in it."""
-    if place.is_file():
-        return {place.name: place}
-    found = {path.relative_to(place): path for pattern in patterns for path in place.glob(pattern) if path.is_file()}
-    return {n.as_posix(): p for n, p in found.items() if not any(part.startswith(".") for part in n.parts)}
+def _images(root: Path) -> dict[str, Path]:
+    """The files that source imagefolder reads, or all that there are where it would refuse the folder."""
+    from atopipe.pipeline.images import DataError
+    from atopipe.pipeline.sources.folders import find_splits
+
+    try:
+        return {path.relative_to(root).as_posix(): path for split in find_splits(root) for path in split.paths}
+    except DataError:
+        return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+
+
+def _cifar(root: Path) -> dict[str, Path]:
+    """The archive, or what can be of it in the folder or in the one that it unpacks to."""
+    patterns = [*CIFAR, *(f"cifar-10*bin*/{pattern}" for pattern in CIFAR)]
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    return _one(root) or {path.relative_to(root).as_posix(): path for path in found}
+
+
+def _one(file: Path) -> dict[str, Path]:
+    return {file.name: file} if file.is_file() else {}
+
+
+# Source -> the files it reads, by their names in its folder.
+READERS: Mapping[str, Callable[[Path], dict[str, Path]]] = {
+    "imagefolder": _images,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+}
 
 
 def _look(files: Mapping[str, Path], known: Mapping[str, str]) -> dict[str, str]:

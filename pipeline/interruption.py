@@ -35,6 +35,16 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """While active, Ctrl-C and SIGTERM wait; at the end they do what Ctrl-C does."""
+    request = StopRequest()
+    with _handled_by(lambda *_: setattr(request, "made", True)):
+        yield
+    if request.made:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def _handled_by(handler: Handler) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

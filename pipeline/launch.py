@@ -26,7 +26,7 @@ from atopipe.pipeline.manifest import compared, differing, read_manifest
 from atopipe.pipeline.nearest import nearest_or_all
 from atopipe.pipeline.options import Given
 from atopipe.pipeline.plan import plan
-from atopipe.pipeline.run_directory import RunDirectory
+from atopipe.pipeline.run_directory import RunDirectory, Scratch
 from atopipe.pipeline.runner import Stage, execute, execute_together
 from atopipe.pipeline.stages import stages_of
 from atopipe.pipeline.stages.report import summary_of
@@ -69,10 +69,10 @@ def start(names: Sequence[str] | None, output: str | None, options: Mapping[str,
     config, job = configuration(settings, how.manifest), this_job()
     job.check_batch(config.recipe.batch_size)
     if job.rank > 0:
-        with TemporaryDirectory() as scratch:
-            _execute(names, RunDirectory.create(Path(scratch), config), QuietDisplay(), how)
+        _take_part(names, config, how)
         return
     root = Path(output) if output else _default_output(config)
+    _require_another_place(root, how)
     RunDirectory.check(root, config, force=how.force)
     if how.dry:
         _show_plan(names, RunDirectory(root, config), how)
@@ -84,6 +84,18 @@ def start(names: Sequence[str] | None, output: str | None, options: Mapping[str,
         carry_out = _reproduce if how.manifest else _execute
         with mirrored(run, how.trackers, force=how.is_afresh, say=display.say):
             carry_out(names, run, display, how)
+
+
+def _take_part(names: Sequence[str] | None, config: Config, how: How) -> None:
+    """What a process does that is not the first of its job."""
+    if not how.dry:
+        with TemporaryDirectory() as scratch:
+            _execute(names, Scratch.create(Path(scratch), config), QuietDisplay(), how)
+
+
+def _require_another_place(root: Path, how: How) -> None:
+    if how.manifest and Path(how.manifest).resolve().parent == root.resolve():
+        raise UsageError(f"--from-manifest '{how.manifest}' is of the run in '{root}' itself: give another --output")
 
 
 def go_on(
@@ -118,7 +130,10 @@ def verify_run(root: Path, *, machine: bool) -> None:
         click.echo(str(problem))
     if problems:
         files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
-        raise MissingError(f"'{root}': {files} not as the stages left them: run again with --force, or from a copy")
+        raise MissingError(
+            f"'{root}': {files} not as the stages left them: remove what is extra, "
+            "and take the rest from a copy or run its stage again with --from"
+        )
     if not machine:
         click.echo(f"'{root}' is as its stages left it")
 
@@ -206,7 +221,7 @@ def _show_plan(names: Sequence[str] | None, run: RunDirectory, how: How) -> None
 def _reproduce(names: Sequence[str] | None, run: RunDirectory, display: Display, how: How) -> None:
     """`_execute`, and how what it runs on and what comes out compare with the manifest."""
     manifest = read_manifest(Path(str(how.manifest)))
-    for difference in differing(manifest):
+    for difference in differing(manifest, run):
         display.say(f"other   {difference}")
     try:
         _execute(names, run, display, how)
@@ -219,6 +234,8 @@ def _execute(names: Sequence[str] | None, run: RunDirectory, display: Display, h
     known, (chosen, forced), job = stages_of(run.config), _selection(names, run, how), this_job()
     if not chosen:
         raise UsageError(f"the run in '{run.root}' has fp32 only: add '--variants fp32,fp16,int8' to name what to make")
+    for name in forced:
+        run.drop_checkpoints(name)
     if job.size > 1:
         execute_together(job, chosen, known, run, display, forced=forced)
     else:

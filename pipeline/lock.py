@@ -29,14 +29,15 @@ def locked(root: Path) -> Iterator[str | None]:
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        before = _holder(root)
         lock = FileLock(root / LOCK, timeout=0)
         lock.acquire()
+        before = _holder(root)
     except Timeout:
         raise MissingError(f"'{root}' is in use by {_named(_holder(root))}: wait for it, or stop it") from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where the file system knows no locks
         known = explain(error, root)
-        other = f"output '{root}' cannot be made: {error.strerror}: choose another --output"
+        reason = error.strerror if isinstance(error, OSError) else "no locks on this file system"
+        other = f"output '{root}' cannot be made: {reason}: choose another --output"
         raise MissingError(known.message if known else other) from None
     try:
         write_json(root / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})

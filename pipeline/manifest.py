@@ -25,8 +25,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def differing(manifest: dict[str, Any]) -> Iterator[str]:
-    """What is not here as it was there, and may change bytes: libraries, processor, GPU, Python."""
+def differing(manifest: dict[str, Any], run: RunDirectory) -> Iterator[str]:
+    """What is not here as it was there and may change bytes: code, weights, data, libraries, processor, GPU, Python."""
+    yield from (f"{n} has changed" for n, old in manifest["outside"].items() if old != run.outside.get(n))
     versions = library_versions(manifest["versions"])
     yield from (f"{n} was {old}, is {versions[n]}" for n, old in manifest["versions"].items() if old != versions[n])
     here, there = hardware(), manifest["hardware"]

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from atopipe.pipeline.files import (
     write_sealed,
     write_text,
 )
-from atopipe.pipeline.inputs import OUTSIDE, fingerprints
+from atopipe.pipeline.inputs import OUTSIDE, fingerprints, libraries_of
 from atopipe.pipeline.lock import LOCK_FILES
 
 RESULT, MANIFEST = "result.json", "manifest.json"
@@ -123,7 +123,7 @@ class RunDirectory:
         try:
             return Result(**read_sealed(path))
         except (DamagedError, TypeError):
-            raise MissingError(f"'{path}' is damaged: run again with --force") from None
+            raise MissingError(f"'{path}' is damaged: run again with --from {stage}") from None
 
     def artifact(self, stage: str, name: str) -> Path:
         """A file of a complete stage, checked against the digest recorded when it was written."""
@@ -132,7 +132,7 @@ class RunDirectory:
         if result is None or name not in result.artifacts or not path.exists():
             raise MissingError(f"'{path}' is missing: run 'atopipe {stage}' first")
         if sha256_file(path) != result.artifacts[name]:
-            raise MissingError(f"'{path}' has changed since stage {stage} wrote it: run again with --force")
+            raise MissingError(f"'{path}' has changed since stage {stage} wrote it: run again with --from {stage}")
         return path
 
     def check_artifacts(self, stage: str) -> None:
@@ -150,7 +150,7 @@ class RunDirectory:
             "settings": self.config.slice_for(stage.SETTINGS),
             "outside": {name: digest for name, digest in self.outside.items() if name in outside},
             "inputs": {name: result.digest for name, result in inputs.items() if result is not None},
-            "libraries": library_versions(("atopipe", *stage.LIBRARIES)),
+            "libraries": library_versions(("atopipe", *stage.LIBRARIES, *libraries_of(self.config, stage.SETTINGS))),
         }
 
     @cached_property
@@ -173,14 +173,17 @@ class RunDirectory:
 
     def begin(self, stage: str) -> Path:
         """An empty folder for the files of `stage`; what an interrupted attempt left is dropped."""
-        self.abandon(stage)
         partial = self.folder(f".{stage}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
     def abandon(self, stage: str) -> None:
-        """Drops the partial folder of `stage`."""
-        shutil.rmtree(self.folder(f".{stage}.partial"), ignore_errors=True)
+        """Drops what an attempt at `stage` left, unless only its new name was missing; an older result is back."""
+        partial = self.folder(f".{stage}.partial")
+        if not (partial / RESULT).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        self.recover(stage)
 
     def commit(self, stage: StageSpec, metrics: Mapping[str, float], seconds: float, peak_bytes: int) -> Result:
         """Makes the partial folder of `stage` its complete one, in the place of an older result."""
@@ -194,8 +197,11 @@ class RunDirectory:
 
     def recover(self, stage: str) -> None:
         """Ends the commit of `stage` that a killed process had begun: its files were all there, under another name."""
+        retired, final = self.folder(f".{stage}.old"), self.folder(stage)
         if (self.folder(f".{stage}.partial") / RESULT).exists():
             self._put_in_place(stage)
+        elif retired.exists() and not final.exists():
+            retired.rename(final)
 
     def _put_in_place(self, stage: str) -> None:
         partial, final, retired = (self.folder(name) for name in (f".{stage}.partial", stage, f".{stage}.old"))
@@ -235,25 +241,27 @@ class RunDirectory:
         return [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
 
     def publish(self, stages: Sequence[StageSpec]) -> dict[str, float]:
-        """Writes metrics.json and manifest.json from the current stages, and returns the metrics."""
+        """Writes metrics.json of the current and manifest.json of all complete stages, and returns the metrics."""
         metrics = self.metrics(stages)
         write_json(self.root / "metrics.json", metrics)
-        current = self._current(stages)
-        write_sealed(self.root / MANIFEST, self._manifest(current))
+        complete = [result for stage in stages if (result := self.result(stage.NAME))]
+        write_sealed(self.root / MANIFEST, self._manifest(complete, {r.stage for r in self._current(stages)}))
         return metrics
 
-    def _manifest(self, results: Sequence[Result]) -> dict[str, Any]:
+    def _manifest(self, results: Sequence[Result], current: Collection[str]) -> dict[str, Any]:
         return {
             "command": sys.argv[1:],
             "seed": self.config.seed,
             "config": self.config.resolved(),
             "versions": library_versions(LIBRARIES),
             "hardware": hardware(),
+            "outside": self.outside,
             "files": {name: sha256_file(self.root / name) for name in self.records()},
             "execution": {r.stage: self._execution(r.stage) for r in results if EXECUTION in r.artifacts},
             "stages": [
                 {
                     "stage": r.stage,
+                    "current": r.stage in current,
                     "key": r.key,
                     "digest": r.digest,
                     "result": sha256_json(asdict(r)),
@@ -271,6 +279,15 @@ class RunDirectory:
 
     def _execution(self, stage: str) -> object:
         return json.loads(self.artifact(stage, EXECUTION).read_text(encoding="utf-8"))
+
+
+class Scratch(RunDirectory):
+    """The directory of a process that delivers nothing: what it is made from counts for nobody."""
+
+    @cached_property
+    def outside(self) -> dict[str, str]:
+        """Nothing: the images are not read for their digests once more in every process of a job."""
+        return {}
 
 
 def _holds_work(root: Path) -> bool:

@@ -1,7 +1,8 @@
 """Runs stages in order on a run directory, and skips what is complete and unchanged."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ from atopipe.pipeline.display import Display
 from atopipe.pipeline.distributed import Job, agreed, together
 from atopipe.pipeline.environment import peak_memory_bytes
 from atopipe.pipeline.errors import Interrupted, MissingError, UsageError, explain
+from atopipe.pipeline.interruption import deferred
 from atopipe.pipeline.run_directory import RunDirectory, StageSpec
 from atopipe.pipeline.summary import duration
 from atopipe.pipeline.workspace import Workspace
@@ -57,17 +59,26 @@ def execute(
     Raises UsageError where a stage that another one reads is not there or out of date, MissingError where a file of a
     stage that would be skipped is not as that stage left it.
     """
-    for stage in chosen:
-        run.recover(stage.NAME)
-        _require(stage.INPUTS, known, run)
-        if stage.NAME not in forced and run.is_current(stage):
-            run.check_artifacts(stage.NAME)
-            run.drop_checkpoints(stage.NAME)
-            display.say(f"{stage.NAME:<8} unchanged, skipped")
-            continue
-        workspace = workspace or Workspace(run.config, display)
-        _run_stage(Context(stage, run, run.begin(stage.NAME), workspace, display))
+    try:
+        for stage in chosen:
+            run.recover(stage.NAME)
+            _require(stage.INPUTS, known, run)
+            if stage.NAME not in forced and run.is_current(stage):
+                _skip(stage, run, display)
+            else:
+                workspace = workspace or Workspace(run.config, display)
+                _run_stage(Context(stage, run, run.begin(stage.NAME), workspace, display))
+    except BaseException:
+        with suppress(Exception):  # the records of what is complete; what went wrong before weighs more
+            run.publish(known)
+        raise
     run.publish(known)
+
+
+def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
+    run.check_artifacts(stage.NAME)
+    run.drop_checkpoints(stage.NAME)
+    display.say(f"{stage.NAME:<8} unchanged, skipped")
 
 
 def execute_together(
@@ -85,6 +96,8 @@ def execute_together(
     """
     workspace = Workspace(run.config, display)
     shared = [stage for stage in chosen if stage.NAME in SHARED]
+    for stage in shared:
+        run.recover(stage.NAME)
     with together(workspace.device):
         wanted = agreed([stage.NAME in forced or not run.is_current(stage) for stage in shared])
         trained = [stage for stage, is_wanted in zip(shared, wanted, strict=True) if is_wanted]
@@ -102,7 +115,7 @@ def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -
 
 
 def _command(stage: Stage, run: RunDirectory) -> str:
-    return f"run --output {run.root} ..." if stage.NAME == "train" else f"{stage.NAME} {run.root}"
+    return f"run --output {run.root} ..." if stage.NAME in SHARED else f"{stage.NAME} {run.root}"
 
 
 def _run_stage(context: Context) -> None:
@@ -110,18 +123,30 @@ def _run_stage(context: Context) -> None:
     run.event("stage started", stage=name)
     context.display.begin(name)
     started = time.perf_counter()
-    try:
+    with _given_up_on_error(context):
         metrics = stage.run(context)
-        seconds = time.perf_counter() - started
-        run.commit(stage, metrics, seconds, peak_memory_bytes())
+    seconds = time.perf_counter() - started
+    with deferred():
+        with _given_up_on_error(context):
+            run.commit(stage, metrics, seconds, peak_memory_bytes())
+        run.event("stage complete", stage=name, seconds=seconds, metrics=dict(metrics))
+    context.display.say(f"{name:<8} {duration(seconds)}")
+    if context.workspace.stop.made:
+        raise Interrupted(f"interrupted after stage {name}: run it again to go on")
+
+
+@contextmanager
+def _given_up_on_error(context: Context) -> Iterator[None]:
+    """Drops what the stage has begun if it fails in here, and tells the error with its stage."""
+    run, name = context.run, context.stage.NAME
+    try:
+        yield
     except BaseException as error:
         run.abandon(name)
         run.event("stage failed", stage=name, error=f"{type(error).__name__}: {error}")
         raise _named(error, name, run.root) from error
     finally:
         context.display.stop()
-    run.event("stage complete", stage=name, seconds=seconds, metrics=dict(metrics))
-    context.display.say(f"{name:<8} {duration(seconds)}")
 
 
 def _named(error: BaseException, stage: str, root: Path) -> BaseException:

@@ -7,15 +7,16 @@ from typing import Any
 
 import yaml
 
-from atopipe.pipeline.config import Config, load_config
+from atopipe.pipeline.config import Config, load_config, read_yaml
 from atopipe.pipeline.errors import MissingError, UsageError
 from atopipe.pipeline.files import write_text
+from atopipe.pipeline.inputs import outside_files
+from atopipe.pipeline.runner import SHARED
 from atopipe.pipeline.stages import stages_of
 
 DVC = Path("dvc.yaml")
 WORKFLOW = Path(".github/workflows/atopipe.yml")
 FOR_PEOPLE = ("report.html", "summary.md", "junit.xml", "bundle.zip")
-TRAINING = ("train", "baseline")  # the stages of `atopipe train`
 
 CONFIGURATION = """\
 # What `atopipe run --config` trains, and what it must reach; docs/configuration.md lists every key.
@@ -87,9 +88,9 @@ def write_starters(config: Path, run: Path, *, dvc: bool, github: bool, force: b
 def dvc_text(settings: Config, config: Path, run: Path) -> str:
     """A pipeline of two stages, so that what is delivered can be judged anew without training anew."""
     names = [stage.NAME for stage in stages_of(settings)]
-    trained = [f"stages/{name}" for name in names if name in TRAINING]
-    delivered = [f"stages/{name}" for name in names if name not in TRAINING]
-    needed = [config.as_posix(), *dict.fromkeys(_local_inputs(settings))]
+    trained = [f"stages/{name}" for name in names if name in SHARED]
+    delivered = [f"stages/{name}" for name in names if name not in SHARED]
+    needed = [config.as_posix(), *dict.fromkeys((*_recipe_file(config), *_local_inputs(settings)))]
     stages = {
         "train": {
             "cmd": _command("train", config, run),
@@ -122,14 +123,22 @@ def _kept(run: Path, name: str, **settings: bool) -> Mapping[str, Any]:
     return {(run / name).as_posix(): {**settings, "persist": True}}
 
 
+def _recipe_file(config: Path) -> list[str]:
+    """The recipe that the configuration takes from a file of the user's."""
+    recipe = read_yaml(config).get("recipe") if config.exists() else None
+    return [recipe] if isinstance(recipe, str) and Path(recipe).is_file() else []
+
+
 def _local_inputs(settings: Config) -> Iterator[str]:
     """Files and folders of the user's that the training reads: data, weights, the code of a network or a data set."""
-    for name in (settings.model.name, settings.data.source):
-        before, colon, after = name.partition(":")
-        candidates = (Path(before), Path(before.replace(".", "/") + ".py"), Path(after)) if colon else ()
-        yield from (path.as_posix() for path in candidates if path.name and path.exists())
-    if settings.model.weights:
-        yield settings.model.weights
+    here = Path.cwd()
+    found = outside_files(settings)
+    for file in (file for name in ("model code", "data code", "weights") for file in found.get(name, {}).values()):
+        if file.resolve().is_relative_to(here):
+            yield file.resolve().relative_to(here).as_posix()
+    place = Path(settings.data.source.partition(":")[2]).expanduser()
+    if "data" in found and place.exists():
+        yield place.as_posix()
 
 
 def _require_inside(path: Path) -> None:

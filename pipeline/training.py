@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from atopipe.pipeline.checkpoints import Checkpoints, unpacked
 from atopipe.pipeline.distributed import shared
 from atopipe.pipeline.files import write_json
-from atopipe.pipeline.interruption import StopRequest
 from atopipe.pipeline.networks import save_tensors
 from atopipe.pipeline.run_directory import EXECUTION
 from atopipe.pipeline.runner import Context
@@ -44,7 +43,7 @@ def checkpointed(context: Context) -> "Iterator[Keeper]":
 
     In a job of several processes the first one keeps them, and all of them go on from its last.
     """
-    run, job, stop = context.run, context.workspace.job, StopRequest()
+    run, job, stop = context.run, context.workspace.job, context.workspace.stop
     checkpoints = Checkpoints(
         run.checkpoints(context.stage.NAME),
         run.key(context.stage),

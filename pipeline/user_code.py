@@ -1,32 +1,37 @@
 """Which files the user's function comes from: its own, and what that imports from beside it. Nothing is run."""
 
 import ast
+import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+
+from atopipe.pipeline.factories import add_working_directory
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where modules are looked for: in the folder `root`; with `package`, in that package of it only."""
+    """Where modules are looked for: in the folder `root`; with `package`, in that package only, which is `root`."""
 
     root: Path
-    package: str | None = None
+    package: str = ""
 
     def files(self, module: str) -> Iterator[Path]:
         """The file of a module, and those of the packages around it, where they lie here."""
-        if self.package and module.partition(".")[0] != self.package:
+        parts = module.split(".")
+        if self.package and parts.pop(0) != self.package:
             return
+        if self.package:
+            yield from _existing(self.root / "__init__.py")
         path = self.root
-        for part in module.split("."):
+        for part in parts:
             path = path / part
-            candidates = (path / "__init__.py", path.with_suffix(".py"))
-            yield from (file for file in candidates if file.is_file())
+            yield from _existing(path / "__init__.py", path.with_suffix(".py"))
 
-    def module(self, file: Path) -> str:
-        """The dotted name of a file's package, for what it imports relatively."""
-        return ".".join(file.relative_to(self.root).parent.parts)
+    def package_of(self, file: Path) -> list[str]:
+        """The names of the packages around a file, for what it imports relatively."""
+        return [*filter(None, [self.package]), *file.relative_to(self.root).parent.parts]
 
 
 def code_files(factory: str) -> dict[str, Path]:
@@ -37,12 +42,11 @@ def code_files(factory: str) -> dict[str, Path]:
     module = factory.rpartition(":")[0]
     if module.endswith(".py"):
         file = Path(module).resolve()
-        place, first = Place(file.parent), [file] if file.is_file() else []
+        place, waiting = Place(file.parent), list(_existing(file))
     else:
         place = _place_of(module.partition(".")[0])
-        first = list(place.files(module))
+        waiting = list(place.files(module))
     found: set[Path] = set()
-    waiting = first
     while waiting:
         file = waiting.pop()
         if file not in found:
@@ -51,16 +55,21 @@ def code_files(factory: str) -> dict[str, Path]:
     return {file.relative_to(place.root).as_posix(): file for file in sorted(found)}
 
 
+def _existing(*files: Path) -> Iterator[Path]:
+    yield from (file for file in files if file.is_file())
+
+
 def _place_of(top: str) -> Place:
-    """The working directory if the module lies there, else where it is installed."""
-    here = Place(Path.cwd())
-    if any(here.files(top)) or (here.root / top).is_dir():
-        return here
-    spec = find_spec(top)
-    if spec is None or spec.origin is None:
-        return here
-    origin = Path(spec.origin)
-    return Place(origin.parents[1] if origin.name == "__init__.py" else origin.parent, top)
+    """Where Python finds the outermost package of a name; beside it may be more, if that is the working directory."""
+    add_working_directory()
+    importlib.invalidate_caches()
+    found = (finder.find_spec(top, None) for finder in sys.meta_path)  # what was imported before does not count
+    here, spec = Path.cwd(), next(filter(None, found), None)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if folders:
+        package = Path(folders[0])
+        return Place(here) if package.parent == here else Place(package, top)
+    return Place(Path(spec.origin).parent if spec and spec.origin and spec.has_location else here)
 
 
 def _imports(file: Path, place: Place) -> Iterator[str]:
@@ -73,10 +82,10 @@ def _imports(file: Path, place: Place) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, place.module(file))
-            yield from (f"{base}.{alias.name}".strip(".") for alias in node.names)
+            base = _absolute(node, place.package_of(file))
+            yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-    return ".".join(filter(None, [*parents, node.module or ""]))
+def _absolute(node: ast.ImportFrom, package: list[str]) -> list[str]:
+    parents = package[: len(package) - node.level + 1] if node.level else []
+    return [*parents, *(node.module or "").split(".")] if node.module else parents

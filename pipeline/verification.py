@@ -1,22 +1,24 @@
-"""Is a run directory as the stages left it? Every file is held against the chain of digests in manifest.json.
+"""Is a run directory as its stages left it? Every file is held against a digest that was written down with it.
 
-manifest.json   sealed with its own digest; names the result of every stage and the digest of every file
-result.json     sealed likewise; its inputs are the digests of the stages it read
+result.json     of every stage, sealed with its own digest: the digests of the stage's files, and of what it read
+manifest.json   sealed likewise: the digest of every result, and of the files beside the stages
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json
-from atopipe.pipeline.lock import LOCK_FILES
 from atopipe.pipeline.run_directory import MANIFEST, RESULT, RunDirectory
 
 PUBLISHED = ("bundle", "report")  # stages whose files have copies at the top of the run directory
-OWN = {MANIFEST, "events.jsonl", "inputs.json", *LOCK_FILES}  # not in the manifest: itself, and what goes on changing
-GROWING = ("checkpoints",)
+OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they say so themselves, or go on changing
+GROWING = ("checkpoints", "tensorboard")
+NEVER = "missing: no command on this run has ended yet"
+BROKEN = "changed: it does not fit the digest it ends with"
 Digests = dict[str, str]
+Sealed = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,52 +34,59 @@ class Problem:
 
 def verify(run: RunDirectory) -> list[Problem]:
     """Everything that is missing, changed or extra, by name; empty if the run is as its stages left it."""
-    path = run.root / MANIFEST
+    manifest = _sealed(run.root / MANIFEST)
+    if isinstance(manifest, str):
+        return [Problem(MANIFEST, NEVER if manifest == "missing" else manifest)]
+    names = {stage["stage"] for stage in manifest["stages"]} | _stages_in(run.root)
+    results = {name: _sealed(run.folder(name) / RESULT) for name in sorted(names)}
+    whole = {name: result for name, result in results.items() if isinstance(result, dict)}
+    broken = [Problem(f"stages/{name}/{RESULT}", what) for name, what in results.items() if isinstance(what, str)]
+    # The files of a stage whose result is broken are judged by the manifest.
+    artifacts = {stage["stage"]: stage["artifacts"] for stage in manifest["stages"]}
+    artifacts |= {name: result["artifacts"] for name, result in whole.items()}
+    current = {stage["stage"] for stage in manifest["stages"] if stage["current"]}
+    copies = [(name in current, artifacts.get(name, {})) for name in PUBLISHED]
+    expected = manifest["files"] | _in_stages(artifacts) | _union(files for is_current, files in copies if is_current)
+    outdated = _union(files for is_current, files in copies if not is_current)
+    return [*broken, *_chain(manifest, whole), *_differences(run.root, expected, outdated)]
+
+
+def _sealed(path: Path) -> Sealed | str:
+    """The content, or what is wrong with the file."""
     try:
-        manifest = read_sealed(path)
+        return read_sealed(path)
     except FileNotFoundError:
-        return [Problem(MANIFEST, "missing, as no command on this run has ended yet")]
+        return "missing"
     except DamagedError:
-        return [Problem(MANIFEST, "changed: it does not fit the digest it ends with")]
-    expected = _expected(manifest)
-    return [*_chain(manifest), *_differences(run.root, expected), *_results(run.root, manifest)]
+        return BROKEN
 
 
-def _expected(manifest: dict[str, Any]) -> Digests:
-    """File -> SHA-256 for every file of the run but the results of the stages."""
-    files: Digests = dict(manifest["files"])
-    for stage in manifest["stages"]:
-        name, artifacts = stage["stage"], stage["artifacts"]
-        files |= {f"stages/{name}/{file}": digest for file, digest in artifacts.items()}
-        if name in PUBLISHED:
-            files |= artifacts
-    return files
+def _stages_in(root: Path) -> set[str]:
+    folder = root / "stages"
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
 
 
-def _chain(manifest: dict[str, Any]) -> Iterator[Problem]:
-    """Every stage read what the stages before it left."""
+def _chain(manifest: Sealed, results: dict[str, Sealed]) -> Iterator[Problem]:
+    """The results are those of the manifest, and what was current when it was written fits together."""
     digests = {stage["stage"]: stage["digest"] for stage in manifest["stages"]}
     for stage in manifest["stages"]:
-        for name, digest in stage["inputs"].items():
-            if digests.get(name, digest) != digest:
-                yield Problem(f"stages/{stage['stage']}", f"made from another result of stage {name}")
+        name, read = stage["stage"], stage["inputs"]
+        if name in results and sha256_json(results[name]) != stage["result"]:
+            yield Problem(f"stages/{name}/{RESULT}", "changed since the manifest was written")
+        if stage["current"] and any(digests.get(other, digest) != digest for other, digest in read.items()):
+            yield Problem(f"stages/{name}", "made from other results than those that are here")
 
 
-def _results(root: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
-    """The results of the stages are those that the manifest names."""
-    for stage in manifest["stages"]:
-        name = f"stages/{stage['stage']}/{RESULT}"
-        try:
-            result = read_sealed(root / name)
-            if sha256_json(result) != stage["result"]:
-                yield Problem(name, "changed since the manifest was written")
-        except FileNotFoundError:
-            yield Problem(name, "missing")
-        except DamagedError:
-            yield Problem(name, "changed: it does not fit the digest it ends with")
+def _in_stages(artifacts: dict[str, Digests]) -> Digests:
+    return {f"stages/{name}/{file}": digest for name, files in artifacts.items() for file, digest in files.items()}
 
 
-def _differences(root: Path, expected: Digests) -> Iterator[Problem]:
+def _union(files: Iterable[Digests]) -> Digests:
+    return {name: digest for some in files for name, digest in some.items()}
+
+
+def _differences(root: Path, expected: Digests, tolerated: Collection[str]) -> Iterator[Problem]:
+    """`tolerated`: copies of what is out of date, which may have been taken away or written anew."""
     for name, digest in expected.items():
         if not (root / name).is_file():
             yield Problem(name, "missing")
@@ -85,12 +94,11 @@ def _differences(root: Path, expected: Digests) -> Iterator[Problem]:
             yield Problem(name, "changed")
     for file in files_in(root):
         name = file.relative_to(root).as_posix()
-        if name not in expected and not _belongs(name):
-            yield Problem(name, "extra: no stage of the manifest left it")
+        if name not in expected and name not in tolerated and not _belongs(name):
+            yield Problem(name, "extra: no stage left it")
 
 
 def _belongs(name: str) -> bool:
-    """Whether a file that the manifest does not name may be there: of work that goes on, or has been cut off."""
-    top, _, rest = name.partition("/")
-    unfinished = top == "stages" and rest.startswith(".")
-    return name in OWN or name.endswith(f"/{RESULT}") or top in GROWING or unfinished
+    """Whether a file without a digest may be there: of work that goes on or has been cut off, and results."""
+    parts = name.split("/")
+    return name in OWN or parts[-1] == RESULT or parts[0] in GROWING or any(part.startswith(".") for part in parts)

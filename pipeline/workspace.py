@@ -9,6 +9,7 @@ from atopipe.pipeline.config import Config
 from atopipe.pipeline.display import Display
 from atopipe.pipeline.distributed import replicated, this_job
 from atopipe.pipeline.errors import MissingError, UsageError
+from atopipe.pipeline.interruption import StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,12 @@ class Workspace:
     def __init__(self, config: Config, display: Display) -> None:
         import torch
 
-        from atopipe.validate.session import available_threads
+        from atopipe.validate.processors import available_threads
 
         self.config = config
         self.display = display
         self.job = this_job()
+        self.stop = StopRequest()
         self.threads = config.threads or max(1, available_threads() // self.job.local_size)
         torch.set_num_threads(self.threads)
 

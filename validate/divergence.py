@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from atopipe.validate.session import Optimisation, SessionError, open_session
+from atopipe.validate.session import Optimisation, ProviderError, SessionError, open_session
 
 Tensor = NDArray[Any]
 Cut = Callable[[str], bytes]
@@ -39,7 +39,7 @@ class Run:
         try:
             session = open_session(self.cut(name), provider=self.provider, optimisation=self.optimisation)
             return session.run(images)
-        except (KeyError, SessionError):
+        except (KeyError, ProviderError, SessionError):
             return None
 
 

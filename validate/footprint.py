@@ -35,8 +35,11 @@ def measure_footprint(model: Path, *, threads: int = 1) -> Footprint:
     Raises:
         SessionError: the file is no model that can be loaded and run there.
     """
-    command = [sys.executable, "-m", "atopipe.validate.footprint", str(model), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    command = [sys.executable, "-P", "-m", "atopipe.validate.footprint", str(model), str(threads)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise SessionError(f"'{model}' has not answered one image within {SECONDS:g} s") from None
     if done.returncode == REFUSED:
         raise SessionError(done.stderr.strip())
     if done.returncode != 0:

@@ -71,11 +71,16 @@ def run(context: Context) -> dict[str, float]:
 
 
 def _refuse_another_model(run: RunDirectory) -> None:
-    """Raises ParityGateFailed for a model that is not the trained one, and says so where a build server looks."""
+    """Raises ParityGateFailed for a model that is not the trained one, and says so where a build server looks.
+
+    What an earlier attempt delivered is taken away.
+    """
     try:
         require_equivalence(run)
     except ParityGateFailed:
         publish_verdict(run)
+        shutil.rmtree(run.root / FOLDER, ignore_errors=True)
+        (run.root / ARCHIVE).unlink(missing_ok=True)
         raise
 
 
@@ -175,7 +180,10 @@ def _data_name(context: Context) -> str:
 def _replay(folder: Path) -> dict[str, Any]:
     """What infer.py finds in a process without torch; ParityGateFailed with its words where it fails."""
     command = [sys.executable, "-I", "-c", REPLAY, str(folder / "infer.py"), "--selftest", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ParityGateFailed(f"the bundle has not passed its own test within {REPLAY_SECONDS} s") from None
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ParityGateFailed(f"the bundle does not pass its own test: {said}")

@@ -13,15 +13,17 @@ NOT_MEASURED = frozenset({"time", "event", "stage", "epoch", "epochs", "phase"})
 def read_events(path: Path) -> list[Event]:
     """The events in order, each with its stage, which an epoch's own line does not name.
 
-    Lines that a crash cut off are left out.
+    Lines that a crash cut off, or that are none of ours, are left out.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     events: list[Event] = []
     stage = ""
     for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
+            continue
+        if not isinstance(event, dict) or not {"event", "time"} <= event.keys():
             continue
         stage = event.get("stage", stage)
         events.append({**event, "stage": stage})

@@ -54,10 +54,10 @@ class Mirror:
         for event in past:
             self.follow(event)
 
-    def end(self, outcome: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """What came out."""
-        self._metrics(metrics)
-        self._try(self.tracker.close, outcome, files)
+    def end(self, outcome: str, root: Path) -> None:
+        """What came out in the run directory."""
+        self._try(lambda: self._metrics(_metrics_in(root)))
+        self._try(self.tracker.close, outcome, [root / name for name in FILES if (root / name).exists()])
 
     def _metrics(self, values: Mapping[str, float]) -> None:
         """What the tracker has not been told yet."""
@@ -85,7 +85,7 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
     for name in names:
         _require(name)
     mirrors = [Mirror(name, _tracker(name, run, force=force), say) for name in names]
-    past = [] if force else current(read_events(run.root / "events.jsonl"))
+    past = [] if force or not names else current(read_events(run.root / "events.jsonl"))
     for mirror in mirrors:
         mirror.begin(dict(_flat(run.config.resolved())), past)
         run.followers.append(mirror.follow)
@@ -102,7 +102,7 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
     finally:
         for mirror in mirrors:
             run.followers.remove(mirror.follow)
-            mirror.end(outcome, *_results(run))
+            mirror.end(outcome, run.root)
 
 
 def _require(name: str) -> None:
@@ -124,11 +124,10 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _results(run: RunDirectory) -> tuple[dict[str, float], list[Path]]:
-    """The published metrics, if there are any, and the files worth keeping."""
-    path = run.root / "metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return metrics, [run.root / name for name in FILES if (run.root / name).exists()]
+def _metrics_in(root: Path) -> dict[str, float]:
+    """The published metrics, if there are any."""
+    path = root / "metrics.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

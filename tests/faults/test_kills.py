@@ -27,7 +27,9 @@ def test_a_killed_run_that_is_started_again_is_as_if_it_had_not_been(
     place: Path, whole: float, fraction: float
 ) -> None:
     output = f"killed{fraction}"
-    kill_after(place, output, fraction * whole)
+    kill = kill_after(place, output, fraction * whole)
+    assert not kill.finished
+    assert kill.stage
     finish(place, output)
     assert digests(place / output) == digests(place / "whole")
     assert problems(place / output) == []

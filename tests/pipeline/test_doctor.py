@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -61,3 +63,14 @@ def test_the_smallest_model_runs(tmp_path: Path) -> None:
     images = torch.randn(3, *session.input_shape()).numpy()
     wanted = torch.nn.functional.conv2d(torch.from_numpy(images), torch.ones(2, 3, 3, 3)).mean((2, 3))
     assert torch.allclose(torch.from_numpy(session.run(images)), wanted, atol=1e-5)
+
+
+def test_a_missing_onnx_runtime_does_not_stop_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("onnxruntime", "atopipe.validate.session", "atopipe.export.smallest"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["doctor"]) == 5
+    out = capsys.readouterr().out
+    assert "pip install --force-reinstall onnxruntime" in out
+    assert re.search(r"^disk +\d", out, re.MULTILINE)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atopipe.pipeline.config import load_config
-from atopipe.pipeline.inputs import fingerprints
+from atopipe.pipeline.inputs import fingerprints, libraries_of
 from atopipe.pipeline.user_code import code_files
 
 CODE = {
@@ -49,9 +49,11 @@ def test_the_code_is_the_module_and_what_it_imports_from_beside_it(here: Path, f
 
 
 def test_an_installed_package_is_followed_within_itself(here: Path) -> None:
-    files = code_files("atopipe.pipeline.plan:plan")
-    assert "pipeline/plan.py" in {name.removeprefix("atopipe/") for name in files} or files == {}
-    assert not any(name.startswith("torch") for name in files)
+    files = code_files("click.core:Command")
+    assert {"core.py", "__init__.py", "exceptions.py"} <= set(files)
+    assert all(path.parts[-2] == "click" for path in files.values())
+    (here / "click").mkdir()  # Python prefers the installed package to a plain folder
+    assert code_files("click.core:Command") == files
 
 
 def test_code_that_is_not_there_has_no_files(here: Path) -> None:
@@ -96,12 +98,37 @@ def test_every_change_of_the_files_shows(here: Path, change: str) -> None:
     assert look()["data"] != before
 
 
-def test_runs_and_notes_among_the_images_do_not_count(here: Path) -> None:
+def test_what_the_source_does_not_read_does_not_count(here: Path) -> None:
     before = look()
-    (here / "images/runs").mkdir()
-    (here / "images/runs/metrics.json").write_text("{}")
-    (here / "images/train/.cache").write_text("x")
+    for name in ("runs/metrics.json", "train/.cache", "train/a/Thumbs.db", "test/a/1.png"):
+        (here / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "images" / name).write_text("x")
     assert look() == before
+
+
+def test_images_behind_a_link_count(here: Path) -> None:
+    (here / "images/train/a").rename(here / "elsewhere")
+    (here / "images/train/a").symlink_to(here / "elsewhere")
+    before = look()["data"]
+    (here / "elsewhere/1.png").write_text("another")
+    assert look()["data"] != before
+
+
+def test_the_files_of_cifar_count_and_what_lies_beside_them_does_not(here: Path) -> None:
+    (here / "cifar/cifar-10-batches-bin").mkdir(parents=True)
+    batch = here / "cifar/cifar-10-batches-bin/data_batch_1.bin"
+    batch.write_text("x")
+    before = look(data="cifar10:cifar")
+    (here / "cifar/notes.md").write_text("x")
+    assert look(data="cifar10:cifar") == before
+    batch.write_text("y")
+    assert look(data="cifar10:cifar") != before
+
+
+def test_the_library_behind_a_network_or_the_images_counts(here: Path) -> None:
+    config = load_config(None, {"model.name": "timm/resnet18", "data.source": "digits", "target_flops": 0.5})
+    assert libraries_of(config, ("model", "data", "seed")) == ["timm", "scikit-learn"]
+    assert libraries_of(config, ("seed",)) == []
 
 
 def test_the_contents_are_read_again_only_if_something_looks_different(

@@ -108,7 +108,7 @@ def test_a_changed_artifact_is_not_handed_out(run: RunDirectory) -> None:
     path.write_text("y")
     with pytest.raises(MissingError) as caught:
         run.artifact("first", "out.txt")
-    assert str(caught.value) == f"'{path}' has changed since stage first wrote it: run again with --force"
+    assert str(caught.value) == f"'{path}' has changed since stage first wrote it: run again with --from first"
 
 
 def test_a_damaged_result_is_named(run: RunDirectory) -> None:
@@ -117,7 +117,7 @@ def test_a_damaged_result_is_named(run: RunDirectory) -> None:
     path.write_text('{"stage": ')
     with pytest.raises(MissingError) as caught:
         run.result("first")
-    assert str(caught.value) == f"'{path}' is damaged: run again with --force"
+    assert str(caught.value) == f"'{path}' is damaged: run again with --from first"
 
 
 def test_the_same_run_opens_again_with_its_configuration(run: RunDirectory) -> None:

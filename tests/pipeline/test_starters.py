@@ -86,7 +86,7 @@ def test_training_depends_on_the_users_code_data_and_weights(here: Path) -> None
         "{model: {name: 'pkg.nets:net', weights: start.safetensors}, data: 'imagefolder:photos', target_flops: 0.5}"
     )
     cli.main(["init", "--dvc"])
-    assert dvc_file()["stages"]["train"]["deps"] == ["atopipe.yaml", "pkg/nets.py", "photos", "start.safetensors"]
+    assert dvc_file()["stages"]["train"]["deps"] == ["atopipe.yaml", "pkg/nets.py", "start.safetensors", "photos"]
     assert dvc_file()["stages"]["deliver"]["deps"] == ["atopipe.yaml", "runs/atopipe/stages/train"]
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import flip_bit
 
 from atopipe.pipeline import cli
 from atopipe.pipeline.run_directory import RunDirectory
@@ -32,12 +33,6 @@ def files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-def flip(path: Path, draw: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-
-
 def test_a_run_as_its_stages_left_it_has_no_problem(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "out"]) == 0
     assert capsys.readouterr().out == "'out' is as its stages left it\n"
@@ -49,7 +44,7 @@ def test_one_flipped_bit_in_any_file_is_found(here: Path) -> None:
         if name in NOT_VERIFIED or name == "config.yaml":
             continue
         before = (out / name).read_bytes()
-        flip(out / name, draw)
+        flip_bit(out / name, draw)
         assert name in {problem.file for problem in problems(out)}, name
         (out / name).write_bytes(before)
     assert problems(out) == []
@@ -65,9 +60,9 @@ def test_missing_changed_and_extra_files_are_named(here: Path, capsys: pytest.Ca
     assert set(captured.out.splitlines()) == {
         "stages/export/model.onnx: missing",
         "bundle/labels.txt: changed",
-        "stages/train/notes.txt: extra: no stage of the manifest left it",
+        "stages/train/notes.txt: extra: no stage left it",
     }
-    remedy = "run again with --force, or from a copy"
+    remedy = "remove what is extra, and take the rest from a copy or run its stage again with --from"
     assert captured.err == f"atopipe: 'out': 3 files are not as the stages left them: {remedy}\n"
 
 
@@ -81,12 +76,10 @@ def test_a_stage_from_another_run_breaks_the_chain(here: Path) -> None:
 
 
 def test_a_run_that_would_be_skipped_is_looked_at_all_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flip(here / "out/stages/train/weights.safetensors", random.Random(1))
+    flip_bit(here / "out/stages/train/weights.safetensors", random.Random(1))
     assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 5
-    path = "out/stages/train/weights.safetensors"
-    assert (
-        capsys.readouterr().err == f"atopipe: '{path}' has changed since stage train wrote it: run again with --force\n"
-    )
+    changed = "'out/stages/train/weights.safetensors' has changed since stage train wrote it"
+    assert capsys.readouterr().err == f"atopipe: {changed}: run again with --from train\n"
 
 
 def test_an_unchanged_run_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +88,28 @@ def test_an_unchanged_run_does_nothing(here: Path, capsys: pytest.CaptureFixture
     assert cli.main(["run", "--config", "config.yaml", "--output", "out"]) == 0
     assert capsys.readouterr().out.count("unchanged, skipped") == 7
     assert {name: (stages / name).stat().st_mtime_ns for name in files(stages)} == times
+
+
+def test_what_is_out_of_date_is_no_damage(here: Path) -> None:
+    assert cli.main(["validate", "out", "--force", "--quiet"]) in (0, 3, 4)
+    assert problems(here / "out") == []
+    assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--no-baseline", "--quiet"]) in (0, 3, 4)
+    assert problems(here / "out") == []
+
+
+def test_a_run_that_was_cut_off_is_no_damage(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(context: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atopipe.pipeline.stages.export.run", interrupt)
+    assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--force", "--quiet"]) == 130
+    assert problems(here / "out") == []
+
+
+def test_a_manifest_is_not_compared_with_its_own_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--from-manifest", "out/manifest.json", "--output", "out"]) == 2
+    said = "--from-manifest 'out/manifest.json' is of the run in 'out' itself: give another --output"
+    assert capsys.readouterr().err == f"atopipe: {said}\n"
 
 
 def test_why_names_what_has_changed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

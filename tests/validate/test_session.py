@@ -11,13 +11,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from atopipe.validate.processors import available_threads, cpu_quota
 from atopipe.validate.session import (
     CPU,
     Optimisation,
     ProviderError,
     SessionError,
-    available_threads,
-    cpu_quota,
     open_session,
     usable_providers,
 )
