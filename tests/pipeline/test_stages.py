@@ -234,7 +234,9 @@ def test_a_tampered_artifact_stops_the_stage_that_reads_it(work: Path, capsys: p
         assert cli.main(["shrink", "out", "--force", "--quiet"]) == 5
     finally:
         path.write_bytes(content)
-    sentence = "'out/stages/train/weights.safetensors' has changed since stage train wrote it: run again with --from train"
+    sentence = (
+        "'out/stages/train/weights.safetensors' has changed since stage train wrote it: run again with --from train"
+    )
     assert capsys.readouterr().err == f"atopipe: {sentence}\n"
 
 
