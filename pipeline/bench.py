@@ -1,6 +1,6 @@
 """Any two ONNX models against each other on this machine: latency in turns, load time, memory, size, and a verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,27 @@ IMAGES = 32  # random ones that the runs go through in turn, or one batch if tha
 NULL_SHARE = 0.25  # of the time, for the first model against itself
 
 
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@dataclass(frozen=True)
+class Where:
+    """ONNX Runtime's name of the provider, and its threads on the CPU."""
+
+    provider: str
+    threads: int
+
+
 @dataclass(frozen=True)
 class Bench:
     """What was found; `sweep` has one comparison per batch size, the first of which is judged."""
 
     names: tuple[str, str]
+    provider: str
     footprints: "tuple[Footprint, Footprint]"
     sweep: "tuple[Comparison, ...]"
     null: "NullTest"
@@ -33,6 +49,7 @@ class Bench:
     def as_dict(self) -> dict[str, Any]:
         return {
             "models": [{"name": n, **asdict(f)} for n, f in zip(self.names, self.footprints, strict=True)],
+            "provider": self.provider,
             "latency": [asdict(comparison) for comparison in self.sweep],
             "against_itself": asdict(self.null.comparison) | {"passed": self.null.passed},
             "verdict": self.verdict.outcome.value,
@@ -62,7 +79,7 @@ class Bench:
             for row in rows
         ]
         judged = self.sweep[0]
-        conditions = f"threads {judged.threads}, {100 * judged.kept:.0f} % of the runs undisturbed"
+        conditions = f"{self.provider}, threads {judged.threads}, {100 * judged.kept:.0f} % of the runs undisturbed"
         return "\n".join(
             [*lines, "", f"{conditions}; {_itself(self.null)}", f"{self.verdict_word}: {self.verdict.reason}"]
         )
@@ -81,6 +98,7 @@ def bench(
     first: Path,
     second: Path,
     *,
+    provider: str,
     threads: int,
     batches: Sequence[int],
     seconds: float,
@@ -89,30 +107,32 @@ def bench(
 ) -> Bench:
     """Measures both for `seconds` per batch size; the second must be `min_speedup` times as fast at the first size.
 
-    Raises UsageError where the models do not take the same images; SessionError where one of them cannot be run.
+    `provider` is one of `PROVIDERS`. Raises UsageError where the models do not take the same images; SessionError where
+    one of them cannot be run, ProviderError where the provider cannot.
     """
     from atopipe.validate.acceptance import judge
     from atopipe.validate.footprint import measure_footprint
     from atopipe.validate.latency import compare_latency, null_test, speedup_gate
 
-    footprints = (measure_footprint(first, threads=threads), measure_footprint(second, threads=threads))
-    images = _images(first, second, max(IMAGES, *batches), seed)
-    null = null_test(first, images, threads=threads, batch=batches[0], budget_s=NULL_SHARE * seconds, seed=seed)
+    where = Where(PROVIDERS[provider], threads)
+    footprints = (measure_footprint(first, **asdict(where)), measure_footprint(second, **asdict(where)))
+    images = _images(first, second, max(IMAGES, *batches), where, seed)
+    null = null_test(first, images, batch=batches[0], budget_s=NULL_SHARE * seconds, seed=seed, **asdict(where))
     sweep = tuple(
-        compare_latency(first, second, images, threads=threads, batch=batch, budget_s=seconds, seed=seed)
+        compare_latency(first, second, images, batch=batch, budget_s=seconds, seed=seed, **asdict(where))
         for batch in batches
     )
     verdict = judge(speedup_gate(sweep[0], min_speedup, sweep[0].doubt or null.doubt))
-    return Bench((first.name, second.name), footprints, sweep, null, verdict)
+    return Bench((first.name, second.name), provider, footprints, sweep, null, verdict)
 
 
-def _images(first: Path, second: Path, count: int, seed: int) -> "NDArray[np.float32]":
+def _images(first: Path, second: Path, count: int, where: Where, seed: int) -> "NDArray[np.float32]":
     """Random images that both models take and answer with numbers."""
     import numpy as np
 
     from atopipe.validate.session import SessionError, open_session
 
-    sessions = {path: open_session(path) for path in (first, second)}
+    sessions = {path: open_session(path, **asdict(where)) for path in (first, second)}
     shapes = {path: session.input_shape() for path, session in sessions.items()}
     if shapes[first] != shapes[second]:
         raise UsageError(

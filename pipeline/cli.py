@@ -206,6 +206,12 @@ def doctor(machine: bool) -> None:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, help="Of each model (default 1).")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    default="cpu",
+    help="Where both run (default cpu); images and logits stay in the memory of a GPU.",
+)
 @click.option("--batches", default="1", metavar="N,N,...", help="Batch sizes (default 1); the first one is judged.")
 @click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=10.0, help="Per batch size.")
 @click.option(
@@ -216,9 +222,7 @@ def doctor(machine: bool) -> None:
     help="The second must be at least so many times as fast as the first (default 1).",
 )
 @click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def bench(
-    first: Path, second: Path, threads: int, batches: str, seconds: float, min_speedup: float, machine: bool
-) -> None:
+def bench(first: Path, second: Path, batches: str, machine: bool, **how: Any) -> None:
     """Time two ONNX models in turns, and say whether the second is faster: pass, fail or inconclusive.
 
     \b
@@ -229,8 +233,7 @@ def bench(
     sizes = batches.split(",")
     if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
         raise UsageError(f"--batches is '{batches}', but must be whole numbers like 1,8,32")
-    numbers = [int(size) for size in sizes]
-    found = measure(first, second, threads=threads, batches=numbers, seconds=seconds, min_speedup=min_speedup)
+    found = measure(first, second, batches=[int(size) for size in sizes], **how)
     click.echo(json.dumps(found.as_dict(), indent=2) if machine else found.as_text())
     if failure := found.failure():
         raise failure

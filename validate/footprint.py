@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from atopipe.validate.session import SessionError, open_session
+from atopipe.validate.session import CPU, ProviderError, SessionError, open_session
 
 SECONDS = 300  # for one process
 RUNS = 3
-REFUSED = 3  # the exit code of a process that says in one sentence what is wrong with the model
+REFUSALS = {3: SessionError, 4: ProviderError}  # exit codes of a process that says in one sentence what is wrong
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,31 @@ class Footprint:
     memory_bytes: int
 
 
-def measure_footprint(model: Path, *, threads: int = 1) -> Footprint:
+def measure_footprint(model: Path, *, provider: str = CPU, threads: int = 1) -> Footprint:
     """Load and run the model on one image in a process of its own, so that a crash of the runtime ends only that.
 
     Raises:
         SessionError: the file is no model that can be loaded and run there.
+        ProviderError: the provider cannot be used here.
     """
-    command = [sys.executable, "-P", "-m", "atopipe.validate.footprint", str(model), str(threads)]
+    command = [sys.executable, "-P", "-m", "atopipe.validate.footprint", str(model), provider, str(threads)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise SessionError(f"'{model}' has not answered one image within {SECONDS:g} s") from None
-    if done.returncode == REFUSED:
-        raise SessionError(done.stderr.strip())
+    last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]  # logs may stand before it
+    if done.returncode in REFUSALS:
+        raise REFUSALS[done.returncode](last)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         died = f"ONNX Runtime crashed (signal {-done.returncode})" if done.returncode < 0 else last
         raise SessionError(f"'{model}' cannot be run in a process of its own: {died}")
     return Footprint(**json.loads(done.stdout))
 
 
-def _here(model: Path, threads: int) -> Footprint:
+def _here(model: Path, provider: str, threads: int) -> Footprint:
     before = _peak_bytes()
     start = time.perf_counter()
-    session = open_session(model, threads=threads)
+    session = open_session(model, provider=provider, threads=threads)
     load_ms = 1e3 * (time.perf_counter() - start)
     images = np.zeros((1, *session.input_shape()), np.float32)
     for _ in range(RUNS):
@@ -75,14 +76,14 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _main(model: Path, threads: int) -> int:
+def _main(model: Path, provider: str, threads: int) -> int:
     try:
-        sys.stdout.write(json.dumps(asdict(_here(model, threads))))
-    except SessionError as error:
+        sys.stdout.write(json.dumps(asdict(_here(model, provider, threads))))
+    except tuple(REFUSALS.values()) as error:
         sys.stderr.write(str(error))
-        return REFUSED
+        return next(code for code, kind in REFUSALS.items() if isinstance(error, kind))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(_main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -88,3 +88,12 @@ def test_what_cannot_be_compared_is_told(
 def test_batches_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "a", "b", "--batches", "1,x"]) == 2
     assert capsys.readouterr().err == "atopipe: --batches is '1,x', but must be whole numbers like 1,8,32\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is usable here")
+def test_a_provider_that_is_not_usable_is_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = [str(models / "wide.onnx"), str(models / "narrow.onnx")]
+    assert cli.main(["bench", *pair, "--provider", "cuda"]) == 5
+    said = capsys.readouterr().err
+    assert said.startswith("atopipe: the provider 'CUDAExecutionProvider' cannot run the model: ")
+    assert said.count("\n") == 1

@@ -159,3 +159,10 @@ def test_threads_follow_the_affinity() -> None:
         assert available_threads() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_a_bound_run_computes_what_a_plain_one_does(models, images) -> None:
+    session = open_session(models[8])
+    run = session.bound(images)
+    assert np.array_equal(run().numpy(), session.run(images))
+    assert np.array_equal(run().numpy(), session.run(images))
