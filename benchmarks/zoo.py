@@ -187,7 +187,7 @@ def table() -> str:
         "*Seconds* are of processor time: to find and prove the groups, and for everything."
     )
     where = (
-        f"{' and '.join(counts)} went through to the end; {left or 'none'} are not measured yet. "
+        f"{' and '.join(counts)} went through to the end{f'; {left} are not measured yet' if left else ''}. "
         f"`{environment['command']}` on {environment['cores']} cores "
         f"of an {environment['cpu']}, {environment['threads']} thread, Python {environment['python']}, {libraries}. "
         f"A model was stopped after {CPU_SECONDS['torchvision']} s of processor time, one of timm after "

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 from harness import furnish, working_in
+from hypothesis import settings
 
 from atopipe.pipeline import cli
+
+settings.register_profile("few", max_examples=25, deadline=None, derandomize=True, database=None)
+settings.register_profile("soak", max_examples=400, deadline=None, database=None)
 
 
 @pytest.fixture(scope="session")

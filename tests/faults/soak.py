@@ -106,9 +106,11 @@ def fuzz() -> None:
         text=True,
         check=False,
     )
+    if done.returncode:
+        click.echo(done.stdout + done.stderr)
     runs = [line.strip() for line in done.stdout.splitlines() if "passing examples" in line]
     click.echo("\n".join(runs))
-    _keep("fuzz", exit_code=done.returncode, runs=runs, last=done.stdout.strip().splitlines()[-1])
+    _keep("fuzz", exit_code=done.returncode, runs=runs, last=(done.stdout.strip().splitlines() or [""])[-1])
 
 
 @soak.command()

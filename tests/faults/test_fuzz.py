@@ -27,16 +27,13 @@ from atopipe.pipeline.data import load_data
 from atopipe.pipeline.errors import Failure, explain
 from atopipe.pipeline.interruption import StopRequest
 
-settings.register_profile("few", max_examples=25, deadline=None, derandomize=True, database=None)
-settings.register_profile("soak", max_examples=400, deadline=None, database=None)
-settings.load_profile("few")
-
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
 )
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+PROFILE = settings.get_profile("soak" if settings.get_current_profile_name() == "soak" else "few")
+SHARED = settings(PROFILE, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def outcome(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
