@@ -63,10 +63,12 @@ def cut_tensors(model: nn.Module, structure: Structure) -> dict[str, dict[int, T
     modules = dict(model.named_modules())
     cuts: dict[str, dict[int, Tensor]] = {}
     for name, cut in structure.kept.items():
+        module = modules.get(name)
+        if module is None:
+            raise StructureError(f"layer '{name}' of the structure is not in the network")
         for axis, indices in cut.items():
-            module = modules.get(name)
-            if module is None or axis not in ("out", "in"):
-                raise StructureError(f"layer '{name}' axis '{axis}' of the structure is not in the network")
+            if axis not in ("out", "in"):
+                raise StructureError(f"axis '{axis}' of layer '{name}' of the structure is not in the network")
             _check_indices(name, module, axis, indices)
             for tensor, dim in axes.dims(module, axis).items():
                 index = torch.tensor(indices)

@@ -91,8 +91,8 @@ def test_expanding_puts_every_kept_weight_back_in_its_place(zeroed: tuple[nn.Mod
     ("text", "words"),
     [
         ("{", "this is not a structure file"),
-        ('{"kept": {"nowhere": {"out": [0]}}}', "layer 'nowhere' axis 'out' of the structure is not in the network"),
-        ('{"kept": {"stem.0": {"up": [0]}}}', "layer 'stem.0' axis 'up' of the structure is not in the network"),
+        ('{"kept": {"nowhere": {"out": [0]}}}', "layer 'nowhere' of the structure is not in the network"),
+        ('{"kept": {"stem.0": {"up": [0]}}}', "axis 'up' of layer 'stem.0' of the structure is not in the network"),
         ('{"kept": {"stem.0": {"out": [0, 16]}}}', "the kept channels of 'stem.0' .out. are not ascending indices"),
         ('{"kept": {"stem.0": {"out": [1, 1]}}}', "the kept channels of 'stem.0' .out. are not ascending indices"),
         ('{"kept": {"stem.0": {"out": []}}}', "the kept channels of 'stem.0' .out. are not ascending indices"),

@@ -108,23 +108,34 @@ def fuzz() -> None:
     )
     if done.returncode:
         click.echo(done.stdout + done.stderr)
-    runs = [line.strip() for line in done.stdout.splitlines() if "passing examples" in line]
+    runs = [line.strip() for line in done.stdout.splitlines() if "passing, " in line]
     click.echo("\n".join(runs))
     _keep("fuzz", exit_code=done.returncode, runs=runs, last=(done.stdout.strip().splitlines() or [""])[-1])
 
 
 @soak.command()
 @click.option("--minutes", default=0.1, show_default=True, help="Between two checkpoints.")
-def cost(minutes: float) -> None:
+@click.option("--epochs", default=60, show_default=True)
+def cost(minutes: float, epochs: int) -> None:
     """What checkpoints, kept as often as they may be, take of the time of training of ResNet-18."""
     folder = Path(tempfile.mkdtemp())
-    options = ["--model", "resnet18", "--target-flops", "0.3", "--threads", "1", "--device", "cpu", "--epochs", "6"]
+    options = ["--model", "resnet18", "--target-flops", "0.3", "--threads", "1", "--device", "cpu"]
     with working_in(folder):
-        code = atopipe.main(["train", *options, "--checkpoint-minutes", str(minutes), "--output", "out"])
+        code = atopipe.main(
+            ["train", *options, "--epochs", str(epochs), "--checkpoint-minutes", str(minutes), "--output", "out"]
+        )
     events = [json.loads(line) for line in (folder / "out/events.jsonl").read_text().splitlines()]
     saved = [event["seconds"] for event in events if event["event"] == "checkpoint"]
     trained = sum(event["seconds"] for event in events if event["event"] == "epoch")
-    _keep("cost", exit_code=code, checkpoints=len(saved), saved_s=sum(saved), trained_s=trained, minutes=minutes)
+    _keep(
+        "cost",
+        exit_code=code,
+        checkpoints=len(saved),
+        saved_s=sum(saved),
+        trained_s=trained,
+        minutes=minutes,
+        epochs=epochs,
+    )
 
 
 def _keep(kind: str, **found: Any) -> None:

@@ -100,7 +100,8 @@ WORDS = st.sampled_from(
 def test_command_lines(data: st.DataObject, original: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = data.draw(st.sampled_from([*cli.cli.commands, "runn", ""]))
     known = [opt for p in getattr(cli.cli.commands.get(command), "params", []) for opt in p.opts if opt[:2] == "--"]
-    part = st.sampled_from([*known, *OPTIONS]) | WORDS | st.text(max_size=8)
+    text = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=8)  # C's strings end there
+    part = st.sampled_from([*known, *OPTIONS]) | WORDS | text
     words = data.draw(st.lists(part, max_size=6))
     with working_in(original):
         harmless = {"run": ["--dry-run", "--output", "fuzzed"], "train": ["--model", "no such model"]}
