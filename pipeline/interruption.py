@@ -27,9 +27,14 @@ class StopRequest:
             yield
 
 
+told = StopRequest()
+"""Whether this process was told to end: a library may make another error of the KeyboardInterrupt, or lose it."""
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """While active, SIGTERM does what Ctrl-C does, so that a stage can put away what it has begun."""
+    told.made = False
     with _handled_by(_interrupt):
         yield
 
@@ -55,4 +60,5 @@ def _handled_by(handler: Handler) -> Iterator[None]:
 
 
 def _interrupt(*_: object) -> None:
+    told.made = True
     raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from atopipe.pipeline.errors import MissingError, explain
 from atopipe.pipeline.files import write_json
 
 LOCK, HOLDER = ".lock", ".lock.json"
+LAST_BREATH_S = 10.0  # in which the workers of a killed process let go of what they have of it
 LOCK_FILES = frozenset({LOCK, HOLDER})
 
 
@@ -29,7 +30,7 @@ def locked(root: Path) -> Iterator[str | None]:
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / LOCK, timeout=0)
+        lock = FileLock(root / LOCK, timeout=LAST_BREATH_S if _is_gone(_holder(root)) else 0)
         lock.acquire()
         before = _holder(root)
     except Timeout:
@@ -54,6 +55,14 @@ def _holder(root: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+def _is_gone(holder: dict[str, object]) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    import psutil
+
+    pid = holder.get("pid")
+    return isinstance(pid, int) and holder.get("host") == socket.gethostname() and not psutil.pid_exists(pid)
 
 
 def _named(holder: dict[str, object]) -> str:

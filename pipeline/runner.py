@@ -12,7 +12,7 @@ from atopipe.pipeline.display import Display
 from atopipe.pipeline.distributed import Job, agreed, together
 from atopipe.pipeline.environment import peak_memory_bytes
 from atopipe.pipeline.errors import Interrupted, MissingError, UsageError, explain
-from atopipe.pipeline.interruption import deferred
+from atopipe.pipeline.interruption import deferred, told
 from atopipe.pipeline.run_directory import RunDirectory, StageSpec
 from atopipe.pipeline.summary import duration
 from atopipe.pipeline.workspace import Workspace
@@ -131,7 +131,7 @@ def _run_stage(context: Context) -> None:
             run.commit(stage, metrics, seconds, peak_memory_bytes())
         run.event("stage complete", stage=name, seconds=seconds, metrics=dict(metrics))
     context.display.say(f"{name:<8} {duration(seconds)}")
-    if context.workspace.stop.made:
+    if context.workspace.stop.made or told.made:
         raise Interrupted(f"interrupted after stage {name}: run it again to go on")
 
 
@@ -151,7 +151,7 @@ def _given_up_on_error(context: Context) -> Iterator[None]:
 
 def _named(error: BaseException, stage: str, root: Path) -> BaseException:
     """The same error, told with the stage and the folder where that helps."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or told.made:
         return Interrupted(
             f"interrupted in stage {stage}: what is complete in '{root}' stays usable, run it again to go on"
         )

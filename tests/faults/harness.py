@@ -74,6 +74,13 @@ def finish(folder: Path, output: str) -> float:
     return time.monotonic() - begun
 
 
+def wait_for(process: "subprocess.Popen[str]", run: Path, event: str, **fields: str) -> None:
+    """Until the run has come to an event of that kind with those values."""
+    while not any(e["event"] == event and fields.items() <= e.items() for e in _events(run)):
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.02)
+
+
 def kill_after(folder: Path, output: str, seconds: float) -> Kill:
     """Starts the chain and kills it after so many seconds."""
     process = start(folder, output)
@@ -91,7 +98,8 @@ def kill_after(folder: Path, output: str, seconds: float) -> Kill:
 
 def _events(run: Path) -> list[dict[str, object]]:
     file = run / "events.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _running(events: list[dict[str, object]]) -> str:

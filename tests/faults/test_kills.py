@@ -5,9 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import digests, finish, furnish, kill_after, problems, start
-
-FRACTIONS = (0.55, 0.8)  # of an uninterrupted run: in training, and behind it
+from harness import digests, finish, furnish, problems, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +20,15 @@ def whole(place: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize(("event", "stage"), [("checkpoint", ""), ("stage started", "validate")])
 def test_a_killed_run_that_is_started_again_is_as_if_it_had_not_been(
-    place: Path, whole: float, fraction: float
+    place: Path, whole: float, event: str, stage: str
 ) -> None:
-    output = f"killed{fraction}"
-    kill = kill_after(place, output, fraction * whole)
-    assert not kill.finished
-    assert kill.stage
+    output = f"killed-{stage or event}"
+    process = start(place, output)
+    wait_for(process, place / output, event, **({"stage": stage} if stage else {}))
+    process.kill()
+    process.communicate()
     finish(place, output)
     assert digests(place / output) == digests(place / "whole")
     assert problems(place / output) == []
@@ -40,9 +39,7 @@ def test_a_killed_run_that_is_started_again_is_as_if_it_had_not_been(
 def test_a_stage_that_is_told_to_end_does_so_and_is_done_again(place: Path, whole: float, stage: str) -> None:
     output = f"told-{stage}"
     process = start(place, output)
-    while f'"stage started", "stage": "{stage}"' not in _said(place / output):
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for(process, place / output, "stage started", stage=stage)
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     said, _ = process.communicate(timeout=60)
@@ -54,7 +51,3 @@ def test_a_stage_that_is_told_to_end_does_so_and_is_done_again(place: Path, whol
     assert not list((place / output / "stages").glob(".*"))
     finish(place, output)
     assert digests(place / output) == digests(place / "whole")
-
-
-def _said(run: Path) -> str:
-    return (run / "events.jsonl").read_text() if (run / "events.jsonl").exists() else ""
