@@ -4,7 +4,6 @@ Every file's content counts. As long as all names, sizes and times of change are
 look is taken; what is not there at all, as on another machine, is taken to be as it was.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from atopipe.pipeline.config import Config
 from atopipe.pipeline.factories import is_factory_name
-from atopipe.pipeline.files import DamagedError, read_sealed, sha256_file, sha256_json, write_sealed
+from atopipe.pipeline.files import DamagedError, read_sealed, sha256_bytes, sha256_file, sha256_json, write_sealed
 from atopipe.pipeline.user_code import code_files
 
 # Setting -> what a stage that depends on it also depends on.
@@ -97,7 +96,7 @@ def _look(files: Mapping[str, Path], known: Mapping[str, str]) -> dict[str, str]
     with ThreadPoolExecutor() as pool:  # reading and hashing leave Python's lock alone
         digests = list(pool.map(sha256_file, paths))
     content = "".join(f"{name}\0{digest}\n" for name, digest in zip(names, digests, strict=True))
-    return {"seen": seen, "content": hashlib.sha256(content.encode()).hexdigest()}
+    return {"seen": seen, "content": sha256_bytes(content.encode())}
 
 
 def _known(record: Path) -> dict[str, dict[str, str]]:

@@ -17,7 +17,7 @@ from atopipe.pipeline.build_server import append_step_summary
 from atopipe.pipeline.config import Config, load_config, merged_config, parse_arguments
 from atopipe.pipeline.display import Display, QuietDisplay, open_display
 from atopipe.pipeline.distributed import this_job
-from atopipe.pipeline.doctor import examine
+from atopipe.pipeline.doctor import Finding, examine
 from atopipe.pipeline.errors import MissingError, UsageError
 from atopipe.pipeline.flags import FLAGS
 from atopipe.pipeline.interruption import terminable
@@ -25,14 +25,14 @@ from atopipe.pipeline.lock import locked
 from atopipe.pipeline.manifest import compared, differing, read_manifest
 from atopipe.pipeline.nearest import nearest_or_all
 from atopipe.pipeline.options import Given
-from atopipe.pipeline.plan import plan
+from atopipe.pipeline.plan import Step, plan
 from atopipe.pipeline.run_directory import RunDirectory, Scratch
 from atopipe.pipeline.runner import Stage, execute, execute_together
 from atopipe.pipeline.stages import stages_of
 from atopipe.pipeline.stages.report import summary_of
 from atopipe.pipeline.stages.validate import raise_verdict
 from atopipe.pipeline.tracking.mirror import NEEDS, mirrored
-from atopipe.pipeline.verification import verify
+from atopipe.pipeline.verification import Problem, verify
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,7 @@ def explain_run(root: Path, *, machine: bool) -> None:
 def verify_run(root: Path, *, machine: bool) -> None:
     """Prints what is missing, changed or extra in `root`; raises MissingError if anything is."""
     problems = verify(RunDirectory.open(root))
-    if machine:
-        click.echo(json.dumps([asdict(problem) for problem in problems], indent=2))
-    for problem in [] if machine else problems:
-        click.echo(str(problem))
+    _list(problems, machine=machine)
     if problems:
         files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
         raise MissingError(
@@ -141,12 +138,18 @@ def verify_run(root: Path, *, machine: bool) -> None:
 def examine_machine(*, machine: bool) -> None:
     """Prints what this machine offers; raises MissingError if something stands in the way of a run."""
     findings = examine()
-    if machine:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        click.echo("\n".join(finding.as_text() for finding in findings))
+    _list(findings, machine=machine)
     if wrong := [finding.name for finding in findings if finding.remedy]:
         raise MissingError(f"in the way of a run: {', '.join(wrong)}: see the remedy beside each")
+
+
+def _list(entries: Sequence[Finding | Problem | Step], *, machine: bool) -> None:
+    """One line for each, or all of them as JSON."""
+    if machine:
+        click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    for entry in entries:
+        click.echo(entry.as_text())
 
 
 def configuration(options: Mapping[str, Given], manifest: str | None = None) -> Config:
@@ -211,11 +214,7 @@ def _position(flag: str, name: str | None, known: Sequence[str]) -> int | None:
 
 def _show_plan(names: Sequence[str] | None, run: RunDirectory, how: How) -> None:
     chosen, forced = _selection(names, run, how)
-    steps = plan(chosen, run, forced)
-    if how.machine:
-        click.echo(json.dumps([asdict(step) for step in steps], indent=2))
-    else:
-        click.echo("\n".join(step.as_text() for step in steps))
+    _list(plan(chosen, run, forced), machine=how.machine)
 
 
 def _reproduce(names: Sequence[str] | None, run: RunDirectory, display: Display, how: How) -> None:

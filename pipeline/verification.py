@@ -28,7 +28,8 @@ class Problem:
     file: str
     what: str
 
-    def __str__(self) -> str:
+    def as_text(self) -> str:
+        """One line."""
         return f"{self.file}: {self.what}"
 
 

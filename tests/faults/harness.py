@@ -125,7 +125,7 @@ def digests(run: Path) -> dict[str, str]:
 
 def problems(run: Path) -> list[str]:
     """What `atopipe verify` says."""
-    return [str(problem) for problem in verify(RunDirectory.open(run))]
+    return [problem.as_text() for problem in verify(RunDirectory.open(run))]
 
 
 def flip_bit(path: Path, draw: random.Random) -> None:
