@@ -70,7 +70,7 @@ class ControllerSettings:
     least_steps: int = 200
     batch_share: float = 0.5
     offset: float = 3.0
-    temperature: float = 0.4
+    temperature: float = 1.0
     budget_weight: float = 8.0
     margin: float = 0.0
     anneal: float = 0.8

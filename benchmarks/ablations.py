@@ -17,12 +17,13 @@ from typing import Any
 import click
 import torch
 from cases import ATO, DENSE, Case, done, markdown, train_case
-from masks import Norms, Random, Scales, Uniform
+from masks import Norms, Random, Scales, Uniform, looking_at
 from record import append, environment, rows
 
 from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.search import Search
 from atopipe.pipeline.data import load_data
+from atopipe.pipeline.splits import Data, stratified
 
 NAME = "ablations"
 RECIPE = Recipe(
@@ -34,10 +35,15 @@ RECIPE = Recipe(
 
 @dataclass(frozen=True)
 class Variant:
-    """What stands in one row: where the mask comes from, and what differs from the common recipe."""
+    """What stands in one row: where the mask comes from, and what differs from the common recipe and data.
+
+    The weights are trained on `share` of the images; `held_out`: the controller looks at the others, and only at them.
+    """
 
     search: type[Search] = Search
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe
+    share: float = 1.0
+    held_out: bool = False
 
 
 def controller(**settings: Any) -> Callable[[Recipe], Recipe]:
@@ -52,6 +58,7 @@ def authors(recipe: Recipe) -> Recipe:
         every=20,
         least_steps=1,
         batch_share=1.0,
+        temperature=0.4,
         budget_weight=8.0,
         margin=0.005,
         anneal=0.0,
@@ -74,7 +81,12 @@ ORIGINS: dict[str, Variant] = {
     "random channels and uniform widths": Variant(Random),
     "settings of the authors": Variant(change=authors),
 }
+SEARCH_DATA: dict[str, Variant] = {
+    "9 of 10 images for both": Variant(share=0.9),
+    "9 of 10 images for the weights, 1 for the controller": Variant(share=0.9, held_out=True),
+}
 SETTINGS: dict[str, Variant] = {
+    "temperature 0.4": Variant(change=controller(temperature=0.4)),
     "running statistics": Variant(change=controller(statistics="running")),
     "no annealing": Variant(change=controller(anneal=0.0)),
     "whole batches": Variant(change=controller(batch_share=1.0)),
@@ -92,7 +104,18 @@ SENSITIVITY: dict[str, Variant] = {
         "length of the search": phases(search=PHASES.search * factor),
     }.items()
 }
-VARIANTS = {**ORIGINS, **SETTINGS, **SENSITIVITY}
+VARIANTS = {**ORIGINS, **SEARCH_DATA, **SETTINGS, **SENSITIVITY}
+
+
+def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, type[Search]]:
+    """The data that the weights see, and what searches for the mask, with images of its own where that is asked for."""
+    count, generator = len(data.train), torch.Generator().manual_seed(seed)
+    seen = stratified(data.train.labels, round(variant.share * count), generator)
+    if not variant.held_out:
+        return dataclasses.replace(data, train=data.train.take(seen)), variant.search
+    others = torch.ones(count, dtype=torch.bool).index_fill(0, seen, False).nonzero().flatten()
+    batches = data.train.take(others).batches(RECIPE.batch_size, device="cpu", generator=generator)
+    return dataclasses.replace(data, train=data.train.take(seen)), looking_at(batches)
 
 
 @click.group()
@@ -125,7 +148,8 @@ def run(
         if case not in done(NAME):
             start = time.perf_counter()
             variant = VARIANTS[case.variant]
-            result = train_case(case, chosen, variant.change(RECIPE), variant.search, torch.device("cpu"))
+            seen, search = divided(chosen, variant, case.seed)
+            result = train_case(case, seen, variant.change(RECIPE), search, torch.device("cpu"))
             environs = {"threads": threads, **environment()}
             append(NAME, {**dataclasses.asdict(case), **result, "environment": environs})
             minutes = (time.perf_counter() - start) / 60
