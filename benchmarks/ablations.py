@@ -83,14 +83,14 @@ ORIGINS: dict[str, Variant] = {
 }
 SEARCH_DATA: dict[str, Variant] = {
     "9 of 10 images for both": Variant(share=0.9),
-    "9 of 10 images for the weights, 1 for the controller": Variant(share=0.9, held_out=True),
+    "9 of 10 images for the weights and the tenth for the controller": Variant(share=0.9, held_out=True),
 }
 SETTINGS: dict[str, Variant] = {
     "temperature 0.4": Variant(change=controller(temperature=0.4)),
     "running statistics": Variant(change=controller(statistics="running")),
     "no annealing": Variant(change=controller(anneal=0.0)),
     "whole batches": Variant(change=controller(batch_share=1.0)),
-    "controller every 2nd step": Variant(change=controller(every=2)),
+    "controller every 2nd step": Variant(change=controller(every=2, least_steps=1)),
 }
 DEFAULTS, PHASES = RECIPE.controller, RECIPE.phases
 SENSITIVITY: dict[str, Variant] = {
