@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 from cases import ATO, DENSE, Case, done, markdown, train_case
-from masks import Norms, Random, Scales, Uniform, looking_at
+from masks import Norms, Random, Scales, Uniform, in_shares, looking_at
 from record import append, environment, rows
 
 from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
@@ -81,6 +81,24 @@ ORIGINS: dict[str, Variant] = {
     "random channels and uniform widths": Variant(Random),
     "settings of the authors": Variant(change=authors),
 }
+EARLY, EVEN, LATE = (1.4, 1.0, 0.7), (1.0, 1.0, 1.0), (0.7, 1.0, 1.4)
+STREAMS = 1.7
+
+
+def resnet20_shares(streams: float, stages: tuple[float, float, float]) -> Variant:
+    """Widths of ResNet-20 in proportion: residual streams against what is inside the blocks, stage against stage."""
+    of_stage = {f"stage{number}": share for number, share in enumerate(stages, start=1)}
+    return Variant(
+        in_shares(lambda name: of_stage[name.partition(".")[0]] * (streams if name.endswith(".2.conv2") else 1.0))
+    )
+
+
+WIDTHS: dict[str, Variant] = {
+    "fixed widths, early stages wider": resnet20_shares(1.0, EARLY),
+    "fixed widths, late stages wider": resnet20_shares(1.0, LATE),
+    "fixed widths, streams wider": resnet20_shares(STREAMS, EVEN),
+    "fixed widths, streams and late stages wider": resnet20_shares(STREAMS, LATE),
+}
 SEARCH_DATA: dict[str, Variant] = {
     "9 of 10 images for both": Variant(share=0.9),
     "9 of 10 images for the weights and the tenth for the controller": Variant(share=0.9, held_out=True),
@@ -104,7 +122,7 @@ SENSITIVITY: dict[str, Variant] = {
         "length of the search": phases(search=PHASES.search * factor),
     }.items()
 }
-VARIANTS = {**ORIGINS, **SEARCH_DATA, **SETTINGS, **SENSITIVITY}
+VARIANTS = {**ORIGINS, **WIDTHS, **SEARCH_DATA, **SETTINGS, **SENSITIVITY}
 
 
 def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, type[Search]]:
@@ -131,14 +149,25 @@ def cli() -> None:
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--images", default=10_000, show_default=True, help="Training images.")
 @click.option("--epochs", default=12, show_default=True)
+@click.option("--learning-rate", default=RECIPE.weights.learning_rate, show_default=True, help="Of the weights.")
 @click.option("--part", default="1/1", show_default=True, help="Which part of the runs this process takes.")
 @click.option("--threads", default=1, show_default=True)
 def run(
-    data: str, model: str, variants: str, targets: str, seeds: str, images: int, epochs: int, part: str, threads: int
+    data: str,
+    model: str,
+    variants: str,
+    targets: str,
+    seeds: str,
+    images: int,
+    epochs: int,
+    learning_rate: float,
+    part: str,
+    threads: int,
 ) -> None:
     """Train what is not there yet."""
     torch.set_num_threads(threads)
     number, parts = map(int, part.split("/"))
+    common = dataclasses.replace(RECIPE, weights=dataclasses.replace(RECIPE.weights, learning_rate=learning_rate))
     names = list(VARIANTS) if variants == "all" else variants.split(",")
     chosen = load_data(f"imagefolder:{data}", seed=0).subset(images, torch.Generator().manual_seed(0))
     wanted = itertools.product(map(int, seeds.split(",")), map(float, targets.split(",")), names)
@@ -149,9 +178,9 @@ def run(
             start = time.perf_counter()
             variant = VARIANTS[case.variant]
             seen, search = divided(chosen, variant, case.seed)
-            result = train_case(case, seen, variant.change(RECIPE), search, torch.device("cpu"))
-            environs = {"threads": threads, **environment()}
-            append(NAME, {**dataclasses.asdict(case), **result, "environment": environs})
+            result = train_case(case, seen, variant.change(common), search, torch.device("cpu"))
+            conditions = {"learning_rate": learning_rate, "environment": {"threads": threads, **environment()}}
+            append(NAME, {**dataclasses.asdict(case), **result, **conditions})
             minutes = (time.perf_counter() - start) / 60
             print(f"{case.variant}, seed {case.seed}, {case.target:g}: {result['accuracy']:.4f} in {minutes:.1f} min")
 

@@ -88,11 +88,11 @@ def markdown(found: Iterable[Mapping[str, Any]], order: Sequence[str]) -> Iterat
     ordered = sorted(found, key=lambda row: (-row["target"], order.index(row["variant"])))
     reference = {(row["target"], row["seed"]): 100 * row["accuracy"] for row in ordered if row["variant"] == ATO}
     for (target, variant), group in itertools.groupby(ordered, key=lambda row: (row["target"], row["variant"])):
-        runs = {row["seed"]: row for row in group}
-        values = {seed: 100 * row["accuracy"] for seed, row in runs.items()}
+        runs = list(group)
+        values = {row["seed"]: 100 * row["accuracy"] for row in runs}
         ahead = [reference[target, seed] - value for seed, value in values.items() if (target, seed) in reference]
         mean, spread = statistics.mean(values.values()), _deviation(list(values.values()))
-        kept = f"{min(r['flops_ratio'] for r in runs.values()):.4f} to {max(r['flops_ratio'] for r in runs.values()):.4f}"
+        kept = f"{min(row['flops_ratio'] for row in runs):.4f} to {max(row['flops_ratio'] for row in runs):.4f}"
         yield f"| {variant} | {target:g} | {len(runs)} | {mean:.2f} | {spread:.2f} | {_with_error(ahead)} | {kept} |"
 
 

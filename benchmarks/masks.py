@@ -1,7 +1,7 @@
 """Masks that no controller chose: the rules that a controller has to beat, each in the place of a search."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,20 @@ class Uniform(Unsearched):
     def scores(self) -> Tensor:
         parts = self.groups.split(norm_scales(self.model, self.groups))
         return torch.cat([part.argsort().argsort().double() / len(part) for part in parts])
+
+
+def in_shares(share: Callable[[str], float]) -> type[Search]:
+    """Widths in given proportions: `share` of a set's name; within a set the largest norm scales."""
+
+    class Shares(Unsearched):
+        """Fixed proportions of the widths."""
+
+        def scores(self) -> Tensor:
+            parts = zip(self.groups.sets, self.groups.split(norm_scales(self.model, self.groups)), strict=True)
+            ranked = [(group_set, (-part).argsort().argsort().double() + 1) for group_set, part in parts]
+            return torch.cat([-ranks / len(ranks) / share(group_set.name) for group_set, ranks in ranked])
+
+    return Shares
 
 
 class Random(Unsearched):
