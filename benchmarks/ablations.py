@@ -129,11 +129,11 @@ def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, type[Search]
     """The data that the weights see, and what searches for the mask, with images of its own where that is asked for."""
     count, generator = len(data.train), torch.Generator().manual_seed(seed)
     seen = stratified(data.train.labels, round(variant.share * count), generator)
-    if not variant.held_out:
-        return dataclasses.replace(data, train=data.train.take(seen)), variant.search
-    others = torch.ones(count, dtype=torch.bool).index_fill(0, seen, False).nonzero().flatten()
-    batches = data.train.take(others).batches(RECIPE.batch_size, device="cpu", generator=generator)
-    return dataclasses.replace(data, train=data.train.take(seen)), looking_at(batches)
+    search = variant.search
+    if variant.held_out:
+        others = torch.ones(count, dtype=torch.bool).index_fill(0, seen, False).nonzero().flatten()
+        search = looking_at(data.train.take(others).batches(RECIPE.batch_size, device="cpu", generator=generator))
+    return dataclasses.replace(data, train=data.train.take(seen)), search
 
 
 @click.group()

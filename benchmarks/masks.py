@@ -46,14 +46,6 @@ class Norms(Unsearched):
         return group_norms(self.model, self.groups)
 
 
-class Uniform(Unsearched):
-    """The same share of every set, its largest norm scales."""
-
-    def scores(self) -> Tensor:
-        parts = self.groups.split(norm_scales(self.model, self.groups))
-        return torch.cat([part.argsort().argsort().double() / len(part) for part in parts])
-
-
 def in_shares(share: Callable[[str], float]) -> type[Search]:
     """Widths in given proportions: `share` of a set's name; within a set the largest norm scales."""
 
@@ -66,6 +58,9 @@ def in_shares(share: Callable[[str], float]) -> type[Search]:
             return torch.cat([-ranks / len(ranks) / share(group_set.name) for group_set, ranks in ranked])
 
     return Shares
+
+
+Uniform = in_shares(lambda name: 1.0)
 
 
 class Random(Unsearched):
