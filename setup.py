@@ -25,7 +25,7 @@ setup(
     package_dir={f"atopipe.{folder}": folder for folder in FOLDERS},
     package_data={
         **{f"atopipe.{folder}": ["py.typed"] for folder in FOLDERS},
-        "atopipe.pipeline": ["py.typed", "recipes/*.yaml", "report.html.j2"],
+        "atopipe.pipeline": ["py.typed", "config/recipes/*.yaml", "report/report.html.j2"],
     },
     install_requires=[
         "torch>=2.11",
@@ -62,7 +62,7 @@ setup(
             "types-psutil",
         ],
     },
-    entry_points={"console_scripts": ["atopipe = atopipe.pipeline.cli:main"]},
+    entry_points={"console_scripts": ["atopipe = atopipe.pipeline.cli.main:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: Console",

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atopipe.ato.optimizers import laid_out
+
+def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` in the memory layout of a parameter of the same shape: fused optimisers walk through both in step."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class SnapshotError(ValueError):

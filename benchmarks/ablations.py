@@ -21,9 +21,9 @@ from masks import Norms, Random, Scales, Uniform, in_shares, looking_at
 from record import append, environment, rows
 
 from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
-from atopipe.ato.search import Search
-from atopipe.pipeline.data import load_data
-from atopipe.pipeline.splits import Data, stratified
+from atopipe.ato.search.mask_search import Search
+from atopipe.pipeline.data.dataset import Data, stratified
+from atopipe.pipeline.data.load import load_data
 
 NAME = "ablations"
 RECIPE = Recipe(

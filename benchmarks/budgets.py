@@ -11,13 +11,13 @@ import click
 import torch
 from record import append, environment
 
+from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution
-from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import Align, ControllerSettings
-from atopipe.ato.resources import flops
-from atopipe.ato.search import Search
-from atopipe.ato.selection import Budget, BudgetError
-from atopipe.pipeline.models import build_model
+from atopipe.ato.search.cost import flops
+from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.selection import Budget, BudgetError
+from atopipe.pipeline.models.build import build_model
 
 MODELS = {"resnet50": 64, "resnet56": 32, "mobilenet_v2": 64, "densenet121": 64}  # pixels of the square input
 TARGETS = (0.15, 0.3, 0.5, 0.7)

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from record import rows
 
-from atopipe.ato.dense import train_dense
+from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution
-from atopipe.ato.loop import EpochRecord, accuracy
-from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import Recipe
-from atopipe.ato.resources import flops
-from atopipe.ato.search import Search
-from atopipe.ato.selection import Budget
-from atopipe.ato.trainer import train
-from atopipe.pipeline.models import build_model
-from atopipe.pipeline.splits import Data
+from atopipe.ato.search.cost import flops
+from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.selection import Budget
+from atopipe.ato.training.dense import train_dense
+from atopipe.ato.training.loop import EpochRecord, accuracy
+from atopipe.ato.training.trainer import train
+from atopipe.pipeline.data.dataset import Data
+from atopipe.pipeline.models.build import build_model
 
 DENSE, ATO = "dense", "ATO"
 WATCHED = 500  # test images looked at after every epoch; the whole set is, once, at the end

@@ -16,9 +16,9 @@ import torch
 from cases import ATO, DENSE, Case, done, markdown, train_case
 from record import append, environment, rows
 
-from atopipe.ato.search import Search
-from atopipe.pipeline.config import load_config
-from atopipe.pipeline.data import load_data
+from atopipe.ato.search.mask_search import Search
+from atopipe.pipeline.config.load import load_config
+from atopipe.pipeline.data.load import load_data
 
 NAME = "cifar10"
 

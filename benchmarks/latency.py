@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from record import append, environment
 
-from atopipe.ato.probe import find_groups
+from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.recipe import Align
-from atopipe.ato.resources import flops
-from atopipe.ato.selection import Budget, best_groups, select_widths
-from atopipe.ato.shrink import shrink
+from atopipe.ato.removal.shrink import shrink
+from atopipe.ato.search.cost import flops
+from atopipe.ato.search.selection import Budget, best_groups, select_widths
 from atopipe.export.onnx import export_onnx
-from atopipe.pipeline.models import build_model
+from atopipe.pipeline.models.build import build_model
 from atopipe.validate.latency import compare_latency
 
 CASES = ("resnet50:0.3", "mobilenet_v2:0.5")

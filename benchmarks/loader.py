@@ -28,13 +28,14 @@ from PIL import Image
 from record import append, environment
 from torch import Tensor
 
-from atopipe.ato.dense import DenseTrainer
 from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
-from atopipe.pipeline.augment import usual_augmentation
-from atopipe.pipeline.config import load_config
-from atopipe.pipeline.images import Preprocessing, Size, resize_for
-from atopipe.pipeline.models import build_model
-from atopipe.pipeline.splits import Batches, ImageStore, InMemory, OnDisk, Split
+from atopipe.ato.training.dense import DenseTrainer
+from atopipe.pipeline.config.load import load_config
+from atopipe.pipeline.data.augment import usual_augmentation
+from atopipe.pipeline.data.dataset import Batches, Split
+from atopipe.pipeline.data.preprocessing import Preprocessing, Size, resize_for
+from atopipe.pipeline.data.stores import ImageStore, InMemory, OnDisk
+from atopipe.pipeline.models.build import build_model
 
 CLASSES = 10
 PHOTOGRAPH = (500, 375)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from atopipe.ato import axes
+from atopipe.ato import layers
 from atopipe.ato.groups import Groups
-from atopipe.ato.search import Search
-from atopipe.ato.slices import group_norms
+from atopipe.ato.removal.slices import group_norms
+from atopipe.ato.search.mask_search import Search
 
 
 def norm_scales(model: nn.Module, groups: Groups) -> Tensor:
@@ -19,7 +19,7 @@ def norm_scales(model: nn.Module, groups: Groups) -> Tensor:
         total = torch.zeros_like(norms)
         for member in group_set.members:
             layer = model.get_submodule(member.module)
-            if isinstance(layer, axes.CHANNEL_NORMS):
+            if isinstance(layer, layers.CHANNEL_NORMS):
                 total.index_add_(0, member.group, layer.weight.detach().abs()[member.index])
         parts.append(total if bool(total.any()) else norms)
     return torch.cat(parts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from atopipe.pipeline.environment import hardware, library_versions
+from atopipe.pipeline.system.machine import hardware, library_versions
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnxruntime", "numpy")

@@ -18,16 +18,16 @@ import torch
 from record import append, environment
 from torch import Tensor, nn
 
-from atopipe.ato.dense import DenseTrainer
+from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
-from atopipe.ato.probe import find_groups
 from atopipe.ato.recipe import PhaseSettings, Recipe
-from atopipe.ato.resources import flops
 from atopipe.ato.schedule import Phase, Schedule
-from atopipe.ato.selection import Budget
-from atopipe.ato.trainer import Trainer
-from atopipe.pipeline.config import load_config
-from atopipe.pipeline.models import build_model
+from atopipe.ato.search.cost import flops
+from atopipe.ato.search.selection import Budget
+from atopipe.ato.training.dense import DenseTrainer
+from atopipe.ato.training.trainer import Trainer
+from atopipe.pipeline.config.load import load_config
+from atopipe.pipeline.models.build import build_model
 
 CLASSES = 10
 EQUAL_PHASES = PhaseSettings(dense=0.25, search=0.25, decay=0.25)

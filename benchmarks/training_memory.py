@@ -20,7 +20,7 @@ from record import append, environment
 from torch import Tensor
 from training_cost import Steps, prepare
 
-from atopipe.pipeline.config import load_config
+from atopipe.pipeline.config.load import load_config
 
 SAMPLE_S = 0.005
 

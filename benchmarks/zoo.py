@@ -66,7 +66,7 @@ def measure(name: str) -> dict[str, Any]:
     """One model, in this process: what was found, or the one sentence with which it is refused."""
     import torch
 
-    from atopipe.pipeline.errors import explain
+    from atopipe.pipeline.system.failures import explain
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     started = time.process_time()
@@ -85,11 +85,11 @@ def measure(name: str) -> dict[str, Any]:
 def _measure(name: str) -> dict[str, Any]:
     import torch
 
-    from atopipe.ato.probe import find_groups
-    from atopipe.ato.resources import flops, params
-    from atopipe.ato.selection import Budget, reachable_minimum
-    from atopipe.pipeline.models import build_model
-    from atopipe.pipeline.preflight import rehearse
+    from atopipe.ato.discovery.find import find_groups
+    from atopipe.ato.search.cost import flops, params
+    from atopipe.ato.search.selection import Budget, reachable_minimum
+    from atopipe.pipeline.engine.preflight import rehearse
+    from atopipe.pipeline.models.build import build_model
 
     torch.manual_seed(0)
     model, generator = build_model(name, CLASSES), torch.Generator().manual_seed(0)
@@ -158,7 +158,7 @@ def _in_a_process(name: str) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, Any]:
-    from atopipe.pipeline.environment import hardware, library_versions
+    from atopipe.pipeline.system.machine import hardware, library_versions
 
     machine = hardware()
     threads = os.environ.get("OMP_NUM_THREADS", "1")

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import io
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
+from atopipe.export.compatibility import oldest_runtime
 from atopipe.export.local_paths import find_local_path, parts
-from atopipe.export.runtimes import oldest_runtime
 
 OPSET = 18
 """The exporter's native opset: a lower one is silently not honoured, a higher one only shuts out older runtimes."""
@@ -87,52 +86,11 @@ def save_onnx(proto: ModelProto, path: Path, *, opset: int, metadata: Mapping[st
     return _write(proto.SerializeToString(deterministic=True), path, opset)
 
 
-def load_onnx(path: Path) -> ModelProto:
-    """Return what is in the file."""
-    return onnx.load_model(path)
-
-
-def largest_weight(proto: ModelProto) -> float:
-    """Return the largest magnitude of a float32 weight, 0 where there is none."""
-    weights = [tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    return max((float(np.abs(numpy_helper.to_array(tensor)).max(initial=0)) for tensor in weights), default=0.0)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the text which `export_onnx` stored in the file."""
-    return {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
-
-
 def save_test_data(folder: Path, images: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
     """Write what goes into a model and should come out, as ONNX Runtime's test runner reads it."""
     folder.mkdir(parents=True)
     for name, file, array in (("images", "input_0.pb", images), ("logits", "output_0.pb", logits)):
         (folder / file).write_bytes(numpy_helper.from_array(array, name).SerializeToString(deterministic=True))
-
-
-def layer_flops(path: Path) -> dict[str, int]:
-    """Return, for every layer of a file by `export_onnx` in order, its FLOPs for one image, by the layer's name.
-
-    Layers are convolutions and products with a weight; two FLOPs per multiply-accumulate.
-    """
-    graph = onnx.load_model(path).graph
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
-    counted: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in weights:
-            outputs = math.prod(dim.dim_value for dim in shapes[node.output[0]][1:])  # of one image
-            shape = weights[node.input[1]]
-            per_output = math.prod(shape[1:]) if node.op_type == "Conv" else math.prod(shape) // _columns(node, shape)
-            name = node.input[1].removesuffix(".weight")
-            counted[name] = counted.get(name, 0) + 2 * outputs * per_output
-    return counted
-
-
-def _columns(node: NodeProto, shape: list[int]) -> int:
-    """The outputs of a matrix product, from its weight [inputs, outputs], or [outputs, inputs] if it is transposed."""
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return shape[0] if transposed else shape[-1]
 
 
 def _require_one_file(model: nn.Module, name: str) -> None:

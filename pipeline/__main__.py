@@ -2,6 +2,6 @@
 
 import sys
 
-from atopipe.pipeline.cli import main
+from atopipe.pipeline.cli.main import main
 
 sys.exit(main())

@@ -13,16 +13,19 @@ import click
 import pytest
 import yaml
 
-from atopipe.ato.loop import EpochRecord
 from atopipe.ato.schedule import Phase
-from atopipe.pipeline import cli, errors
-from atopipe.pipeline.config import Config, load_config, recipe_names
-from atopipe.pipeline.data import SOURCES, source_names
-from atopipe.pipeline.display import epoch_line
-from atopipe.pipeline.flags import FLAGS
-from atopipe.pipeline.launch import configuration
-from atopipe.pipeline.models import model_names
-from atopipe.pipeline.summary import GATES, both_readings
+from atopipe.ato.training.loop import EpochRecord
+from atopipe.pipeline.cli.commands import cli
+from atopipe.pipeline.cli.main import main
+from atopipe.pipeline.cli.settings import configuration
+from atopipe.pipeline.config.flags import FLAGS
+from atopipe.pipeline.config.load import load_config, recipe_names
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.data.load import SOURCES, source_names
+from atopipe.pipeline.models.build import model_names
+from atopipe.pipeline.report.summary import GATES, both_readings
+from atopipe.pipeline.report.terminal import epoch_line
+from atopipe.pipeline.system import errors, failures
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +74,7 @@ YAML_BLOCKS = [block for text in TEXTS.values() for block in blocks(text, "yaml"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the configuration file that the pages name, and no settings from outside."""
-    for parameter in cli.cli.commands["run"].params:
+    for parameter in cli.commands["run"].params:
         monkeypatch.delenv(str(parameter.envvar), raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos.yaml").write_text("{model: resnet18, target_flops: 0.5, data: 'imagefolder:photos'}")
@@ -81,7 +84,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parsed(command: str) -> dict[str, Any]:
     """The parameters of a command line as the real command understands them."""
     _, name, *arguments = shlex.split(command)
-    context = cli.cli.commands[name].make_context(name, arguments)
+    context = cli.commands[name].make_context(name, arguments)
     return dict(context.params)
 
 
@@ -104,7 +107,7 @@ def test_a_command_line_is_accepted(command: str) -> None:
     parameters = parsed(command)
     if not parameters.get("model"):
         return
-    settings = {p.name for p in cli.cli.commands["inspect"].params} - {"machine"}
+    settings = {p.name for p in cli.commands["inspect"].params} - {"machine"}
     given = {name: value for name, value in parameters.items() if name in settings}
     config = configuration({**given, "target_flops": given["target_flops"] or "1"})
     assert config.data.source.partition(":")[0] in {*SOURCES, "noise"}
@@ -119,16 +122,16 @@ def test_a_refused_command_is_refused_with_the_words_of_the_page(capsys: pytest.
     refused = REFUSED.findall(TEXTS["README.md"])
     assert refused
     for command, answer in refused:
-        assert cli.main(shlex.split(command)[1:]) == errors.UsageError.exit_code
+        assert main(shlex.split(command)[1:]) == errors.UsageError.exit_code
         assert capsys.readouterr().err.strip() == answer
 
 
 @pytest.mark.parametrize("mention", MENTIONED)
 def test_a_mentioned_command_and_its_options_exist(mention: str) -> None:
     _, *words = shlex.split(mention)
-    command: click.Command = cli.cli
+    command: click.Command = cli
     if not words[0].startswith("-"):
-        command = cli.cli.commands[words.pop(0)]
+        command = cli.commands[words.pop(0)]
     options = [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
     known = {*options, "--help"}
     assert {word for word in words if word.startswith("--")} <= known
@@ -147,7 +150,7 @@ def test_the_shown_run_speaks_as_runs_do() -> None:
 
 
 def test_options_named_alone_belong_to_some_command() -> None:
-    parameters = [parameter for command in cli.cli.commands.values() for parameter in command.params]
+    parameters = [parameter for command in cli.commands.values() for parameter in command.params]
     known = {option for p in parameters for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     named = {c.split()[0] for text in TEXTS.values() for c in inline_code(text) if re.match(r"--[a-z]", c)}
     assert "--quiet" in named
@@ -174,7 +177,7 @@ def test_the_reference_lists_every_environment_variable() -> None:
     rows = re.findall(
         r"^\| `(ATOPIPE_\w+)` \| `(--[\w-]+)` \|\s*`?([\w.]*)`?\s*\|$", TEXTS["docs/configuration.md"], re.M
     )
-    options = [parameter for parameter in cli.cli.commands["run"].params if parameter.envvar]
+    options = [parameter for parameter in cli.commands["run"].params if parameter.envvar]
     keys = {flag: path for path, flag in FLAGS.items()} | {"--recipe": "recipe"}
     assert set(rows) == {(str(p.envvar), p.opts[0], keys.get(p.opts[0], "")) for p in options}
 
@@ -188,7 +191,7 @@ def test_the_examples_of_own_code_work(here: Path, monkeypatch: pytest.MonkeyPat
     for body in blocks(TEXTS["docs/extending.md"], "python"):
         name, _, code = body.removeprefix("# ").partition("\n")
         (here / name).write_text(code, encoding="utf-8")
-    assert cli.main(["inspect", "--model", "tiny:net", "--data", "noise:two_kinds", "--threads", "1"]) == 0
+    assert main(["inspect", "--model", "tiny:net", "--data", "noise:two_kinds", "--threads", "1"]) == 0
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -208,8 +211,8 @@ def test_only_the_main_pages_are_unlinked() -> None:
 
 def writable_metrics() -> set[str]:
     """Patterns of the names that stages, run directory and gates give to metrics; `{...}` in them may be any word."""
-    others = [ROOT / "pipeline/run_directory.py", ROOT / "pipeline/variants.py", ROOT / "validate/latency.py"]
-    paths = [*(ROOT / "pipeline/stages").glob("*.py"), *others]
+    others = [ROOT / "pipeline/rundir/directory.py", ROOT / "validate/latency.py"]
+    paths = [*(ROOT / "pipeline/stages").rglob("*.py"), *others]
     nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     plain = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
     built = {"".join(map(literal_part, node.values)) for node in nodes if isinstance(node, ast.JoinedStr)}
@@ -241,7 +244,7 @@ def test_exit_codes_and_their_words_are_those_of_the_errors() -> None:
     listed = TEXTS["docs/run-directory.md"].partition("## Exit codes")[2]
     assert set(re.findall(r"(?:^|· )(\d+) ", listed, re.MULTILINE)) == set(rows)
     codes = {value.exit_code for value in vars(errors).values() if hasattr(value, "exit_code")}
-    assert {int(code) for code in rows} == codes | {0} | set(errors.LEAF_EXIT_CODES.values())
+    assert {int(code) for code in rows} == codes | {0} | set(failures.LEAF_EXIT_CODES.values())
 
 
 def test_the_changelog_has_the_version_of_the_package() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atopipe.validate.acceptance import Bound, Gate
+from atopipe.validate.gates import Bound, Gate
 from atopipe.validate.session import CPU, Session, open_session
-from atopipe.validate.statistics import Interval, block_ratios, bootstrap_median, percentile, undisturbed
+from atopipe.validate.timing_statistics import Interval, block_ratios, bootstrap_median, percentile, undisturbed
 
 Images = NDArray[np.float32]
 

@@ -3,10 +3,10 @@
 Only where `--baseline` asks for it. Leaves weights.safetensors, history.json and execution.json.
 """
 
-from atopipe.pipeline.config import Config
-from atopipe.pipeline.networks import accuracy_of, as_function
-from atopipe.pipeline.runner import Context
-from atopipe.pipeline.training import checkpointed, reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.engine.networks import accuracy_of
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.models.inference import as_function
 
 NAME = "baseline"
 INPUTS: tuple[str, ...] = ()
@@ -14,13 +14,8 @@ SETTINGS = ("model", "data", "recipe", "seed", "device")
 LIBRARIES = ("torch", "torchvision", "numpy")
 
 
-def is_wanted(config: Config) -> bool:
-    """Whether the chain has this stage."""
-    return config.baseline
-
-
 def run(context: Context) -> dict[str, float]:
-    from atopipe.ato.dense import train_dense
+    from atopipe.ato.training.dense import train_dense
 
     workspace = context.workspace
     workspace.check_model()

@@ -9,14 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.files import write_json
-from atopipe.pipeline.networks import load_shrunk
-from atopipe.pipeline.runner import Context
+from atopipe.pipeline.engine.networks import load_shrunk
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.system.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from atopipe.export.onnx import ExportReport
+
 
 NAME = "export"
 INPUTS = ("shrink",)
@@ -25,7 +26,7 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 def run(context: Context) -> dict[str, float]:
-    from atopipe.export.onnx import layer_flops
+    from atopipe.export.graph import layer_flops
 
     small = _write(context, load_shrunk(context), context.folder / "model.onnx")
     dense = _write(context, context.workspace.new_model().eval(), context.folder / "dense.onnx")

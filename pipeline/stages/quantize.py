@@ -7,14 +7,15 @@ Whether a variant is delivered is decided by stage validate.
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from atopipe.pipeline.config import FULL, Config
-from atopipe.pipeline.files import write_json
-from atopipe.pipeline.runner import Context
-from atopipe.pipeline.variants import file_of
+from atopipe.pipeline.config.schema import FULL
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.rundir.layout import file_of
+from atopipe.pipeline.system.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
 
 NAME = "quantize"
 INPUTS = ("export",)
@@ -23,14 +24,9 @@ LIBRARIES = ("torch", "onnx", "onnxruntime")
 CALIBRATION_IMAGES = 256
 
 
-def is_wanted(config: Config) -> bool:
-    """Whether the chain has this stage."""
-    return config.variants != (FULL,)
-
-
 def run(context: Context) -> dict[str, float]:
     from atopipe.export.onnx import ExportError
-    from atopipe.export.quantize import QuantizeError, write_variant
+    from atopipe.export.variants import QuantizeError, write_variant
 
     model, images = context.input("export", file_of(FULL)), _calibration_images(context)
     found: dict[str, dict[str, Any]] = {}

@@ -5,9 +5,10 @@ Leaves structure.json (model name, arguments, kept indices) and weights.safetens
 
 import json
 
-from atopipe.pipeline.files import write_json
-from atopipe.pipeline.networks import load_mask, load_trained, save_tensors
-from atopipe.pipeline.runner import Context
+from atopipe.pipeline.engine.networks import load_mask, load_trained
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.models.inference import save_tensors
+from atopipe.pipeline.system.files import write_json
 
 NAME = "shrink"
 INPUTS = ("train",)
@@ -18,8 +19,8 @@ PROOF_IMAGES = 16
 
 def run(context: Context) -> dict[str, float]:
     from atopipe.ato.groups import Groups
-    from atopipe.ato.resources import flops, params
-    from atopipe.ato.shrink import prove_lossless, shrink
+    from atopipe.ato.removal.shrink import prove_lossless, shrink
+    from atopipe.ato.search.cost import flops, params
 
     workspace, model = context.workspace, load_trained(context)
     groups = workspace.groups(workspace.new_model())

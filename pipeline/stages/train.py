@@ -6,16 +6,17 @@ execution.json.
 
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.flags import COST_NAMES, TARGETS
-from atopipe.pipeline.networks import save_tensors
-from atopipe.pipeline.runner import Context
-from atopipe.pipeline.summary import both_readings
-from atopipe.pipeline.training import checkpointed, reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.config.flags import COST_NAMES, TARGETS
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.models.inference import save_tensors
+from atopipe.pipeline.report.summary import both_readings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from atopipe.ato.groups import Groups
+
 
 NAME = "train"
 INPUTS: tuple[str, ...] = ()
@@ -25,9 +26,9 @@ NAMED = 2  # unprunable widths that are named before training; `atopipe inspect`
 
 
 def run(context: Context) -> dict[str, float]:
-    from atopipe.ato.resources import COSTS
-    from atopipe.ato.selection import Budget
-    from atopipe.ato.trainer import train
+    from atopipe.ato.search.cost import COSTS
+    from atopipe.ato.search.selection import Budget
+    from atopipe.ato.training.trainer import train
 
     config, workspace = context.config, context.workspace
     workspace.check_model()

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from atopipe.pipeline.errors import GateFailed, Inconclusive, Interrupted, MissingError
-from atopipe.pipeline.run_directory import RunDirectory
-from atopipe.pipeline.tracking.events import Event, current, measured, read_events
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.events import Event, current, measured, read_events
+from atopipe.pipeline.system.errors import GateFailed, Inconclusive, Interrupted, MissingError
 
 NEEDS: Mapping[str, tuple[str, ...]] = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 """Tracker -> the modules it needs, which its extra installs."""

@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import: MLflow reports its use unless told not to
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import: MLflow reports its use unless told not to
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table that it makes
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atopipe.export.graph import read_metadata
 from atopipe.export.local_paths import local_folders
-from atopipe.export.onnx import OPSET, ExportError, ExportReport, export_onnx, read_metadata
+from atopipe.export.onnx import OPSET, ExportError, ExportReport, export_onnx
 
 METADATA = {
     "labels": json.dumps(["cat", "Käfer", "dog"]),

@@ -7,7 +7,7 @@ import pytest
 from harness import furnish, working_in
 from hypothesis import settings
 
-from atopipe.pipeline import cli
+from atopipe.pipeline.cli.main import main
 
 settings.register_profile("few", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.register_profile("soak", max_examples=400, deadline=None, database=None)
@@ -17,7 +17,7 @@ settings.register_profile("soak", max_examples=400, deadline=None, database=None
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = furnish(tmp_path_factory.mktemp("original"))
     with working_in(folder):
-        assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
+        assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
     return folder
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from atopipe.pipeline.run_directory import RunDirectory
-from atopipe.pipeline.verification import verify
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.verify import verify
 
 NET = """
 from torch import nn

@@ -21,8 +21,8 @@ from typing import Any
 import click
 from harness import INTERVAL_MINUTES, committed, digests, finish, flip_bit, furnish, kill_after, problems, working_in
 
-from atopipe.pipeline import cli as atopipe
-from atopipe.pipeline.environment import hardware, library_versions
+from atopipe.pipeline.cli.main import main as atopipe
+from atopipe.pipeline.system.machine import hardware, library_versions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "faults.jsonl"

@@ -16,9 +16,11 @@ import torch
 from harness import furnish, working_in
 from PIL import Image
 
-from atopipe.pipeline import cli
-from atopipe.pipeline.images import MissingDataError, Preprocessing
-from atopipe.pipeline.splits import OnDisk, Split
+from atopipe.pipeline.cli.main import main
+from atopipe.pipeline.data.dataset import Split
+from atopipe.pipeline.data.preprocessing import Preprocessing
+from atopipe.pipeline.data.stores import OnDisk
+from atopipe.pipeline.system.errors import MissingDataError
 
 ATOPIPE = f"{sys.executable} -m atopipe.pipeline"
 FULL_THEN_FREED = f"""
@@ -83,7 +85,7 @@ def test_a_clock_that_jumps_back_changes_no_result(finished_run: Path, monkeypat
     real, jump = time.time, iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(jump))
     with working_in(finished_run):
-        assert cli.main(["run", "--config", "config.yaml", "--output", "again", "--until", "shrink", "--quiet"]) == 0
+        assert main.main(["run", "--config", "config.yaml", "--output", "again", "--until", "shrink", "--quiet"]) == 0
     for name in ("train/masks.safetensors", "train/weights.safetensors", "shrink/weights.safetensors"):
         first, second = (finished_run / run / "stages" / name for run in ("out", "again"))
         assert first.read_bytes() == second.read_bytes()
@@ -99,5 +101,5 @@ def test_ctrl_c_while_a_stage_runs_leaves_nothing_half_done(finished_run: Path) 
     finger = threading.Thread(target=press, daemon=True)
     finger.start()
     with working_in(finished_run):
-        assert cli.main(["export", "out", "--force", "--quiet"]) == 130
-        assert cli.main(["verify", "out"]) == 0
+        assert main.main(["export", "out", "--force", "--quiet"]) == 130
+        assert main.main(["verify", "out"]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from harness import committed, flip_bit, problems, working_in
 
-from atopipe.pipeline import cli
+from atopipe.pipeline.cli.main import main
 
 FLIPS = 20
 
@@ -19,7 +19,7 @@ def unnoticed(folder: Path, name: str, draw: random.Random, capsys: pytest.Captu
     missed = [] if any(problem.startswith(f"{name}:") for problem in verified(folder)) else ["verify"]
     if name.startswith("stages/"):
         capsys.readouterr()
-        code = cli.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"])
+        code = main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"])
         said = capsys.readouterr().err
         missed += [] if code == 5 and f"'out/{name}'" in said else ["run"]
     path.write_bytes(before)
@@ -28,7 +28,7 @@ def unnoticed(folder: Path, name: str, draw: random.Random, capsys: pytest.Captu
 
 def verified(folder: Path) -> list[str]:
     """The problems; a configuration that cannot be read any more is one itself."""
-    from atopipe.pipeline.errors import UsageError
+    from atopipe.pipeline.system.errors import UsageError
 
     try:
         return problems(folder / "out")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atopipe.pipeline import cli
+from atopipe.pipeline.cli.main import main
 
 NET = """
 from torch import nn
@@ -62,7 +62,7 @@ def complete(folder: Path, name: str, net: str, config: str) -> Path:
     (folder / "config.yaml").write_text(config)
     os.chdir(folder)
     try:
-        assert cli.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
+        assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
     finally:
         os.chdir(before)
         sys.path[:] = path

@@ -22,7 +22,7 @@ from atopipe.validate.latency import (
     time_in_turns,
 )
 from atopipe.validate.session import Session, open_session
-from atopipe.validate.statistics import Interval
+from atopipe.validate.timing_statistics import Interval
 
 
 def test_the_smaller_model_is_faster_within_the_time_that_was_given(models, images) -> None:

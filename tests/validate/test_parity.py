@@ -8,14 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atopipe.validate.parity import (
-    ROUNDING_LIMIT,
-    SUMMED_UP,
-    TOLERANCE,
-    ParityError,
-    max_difference,
-    measure_parity,
-)
+from atopipe.validate.parity import ROUNDING_LIMIT, SUMMED_UP, TOLERANCE, ParityError, max_difference, measure_parity
 from atopipe.validate.session import CPU, Providers, open_session
 
 

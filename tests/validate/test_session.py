@@ -11,15 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from atopipe.validate.processors import available_threads, cpu_quota
-from atopipe.validate.session import (
-    CPU,
-    Optimisation,
-    ProviderError,
-    SessionError,
-    open_session,
-    usable_providers,
-)
+from atopipe.pipeline.system.machine import available_threads, cpu_quota
+from atopipe.validate.session import CPU, Optimisation, ProviderError, SessionError, open_session, usable_providers
 
 LISTED = ", ".join(ort.get_available_providers())
 

@@ -1,0 +1,109 @@
+"""Find the groups of a network: read from a graph, proven on random weights, and looked for again in its modules."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from atopipe.ato import layers
+from atopipe.ato.discovery.capture import GraphError, Twin, trace_twin
+from atopipe.ato.discovery.invariance import Probe
+from atopipe.ato.discovery.reader import GraphReader
+from atopipe.ato.groups import Groups, GroupSet, NoGroupsError, Unprunable
+
+
+def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -> Groups:
+    """The groups of `model` whose removal is proven not to change what the rest computes; `model` is not modified.
+
+    `example`: one image [1, C, H, W]. First the whole network is read; then, level by level, those of its modules
+    which hold layers that were not understood or not proven. What stays whole is listed in `unprunable` with its
+    reason. Raises GraphError when the network does not give logits, NoGroupsError when nothing is left to prune.
+    """
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator, which must not notice
+        search = _Search(trace_twin(model, example), Probe(model, example, generator))
+        search.descend()
+    proven = Groups(tuple(search.proven), tuple(search.whole()))
+    if not proven.sets:
+        reasons = "; ".join(f"{u.name}: {u.reason}" for u in proven.unprunable[:3]) or "it has no prunable layer"
+        raise NoGroupsError(
+            f"{type(model).__name__} has no channels that can be removed ({reasons}); choose another model"
+        )
+    return proven
+
+
+class _Search:
+    """`proven`: sets that can be removed together. `refused`: widths that were seen, the widest view first."""
+
+    def __init__(self, twin: Twin, probe: Probe) -> None:
+        self.twin, self.probe = twin, probe
+        self.reader = GraphReader(twin.model)
+        self.layers = [name for name, m in twin.model.named_modules() if isinstance(m, layers.MATRIX_LAYERS)]
+        self.proven: list[GroupSet] = []
+        self.refused: list[Unprunable] = []
+
+    def descend(self) -> None:
+        """Read the whole network, then the modules in it, until nothing is left that could be understood better."""
+        level = [""]
+        while level:
+            found = [width for scope in level for width in self._read(scope)]
+            self.refused += [width for width in found if isinstance(width, Unprunable)]
+            candidates = self._disjoint([width for width in found if isinstance(width, GroupSet)])
+            failures = self.probe.failures(self.proven, candidates)
+            self.proven += [s for s in candidates if s.name not in failures]
+            self.refused += [
+                Unprunable(s.name, s.size, failures[s.name], s.layers) for s in candidates if s.name in failures
+            ]
+            level = [child for scope in level for child in self._children(scope)]
+
+    def _read(self, scope: str) -> list[GroupSet | Unprunable]:
+        if scope not in self.twin.calls:
+            return []
+        try:
+            return self.reader.read(scope, self.twin.calls[scope])
+        except GraphError as error:
+            return [self._unseen(name, str(error)) for name in self._inside(scope)]
+
+    def _disjoint(self, sets: list[GroupSet]) -> list[GroupSet]:
+        """The sets whose channels belong to no other; an earlier claim counts."""
+        taken = {claim for group_set in self.proven for claim in _claims(group_set)}
+        free = []
+        for group_set in sets:
+            claims = _claims(group_set)
+            if taken.isdisjoint(claims):
+                taken |= claims
+                free.append(group_set)
+            else:
+                reason = "some of its channels belong to another width as well"
+                self.refused.append(Unprunable(group_set.name, group_set.size, reason, group_set.layers))
+        return free
+
+    def _children(self, scope: str) -> list[str]:
+        """The modules within `scope` in which a width may begin and end that is not proven yet."""
+        done = {layer for group_set in self.proven for layer in group_set.layers}
+        done |= {layer for width in self.refused if width.settled for layer in width.layers}
+        prefix = f"{scope}." if scope else ""
+        children = [f"{prefix}{name}" for name, _ in self.twin.model.get_submodule(scope).named_children()]
+        inside = {child: self._inside(child) for child in children}
+        return [child for child, layers in inside.items() if len(layers) > 1 and not done.issuperset(layers)]
+
+    def _inside(self, scope: str) -> list[str]:
+        return [name for name in self.layers if not scope or name.startswith(f"{scope}.")]
+
+    def whole(self) -> list[Unprunable]:
+        """Every layer's width that is not proven, once, with the first reason that was found."""
+        told = {layer for group_set in self.proven for layer in group_set.layers}
+        left = []
+        unseen = [self._unseen(name, "it is not run as a layer of its own") for name in self.layers]
+        for width in (*self.refused, *unseen):
+            untold = [name for name in self.layers if name in width.layers and name not in told]
+            if untold:
+                told |= width.layers
+                left.append(width if width.name in untold else replace(width, name=untold[0]))
+        return left
+
+    def _unseen(self, name: str, reason: str) -> Unprunable:
+        return Unprunable(name, layers.channels(self.twin.model.get_submodule(name), "out"), reason, frozenset({name}))
+
+
+def _claims(group_set: GroupSet) -> set[tuple[str, str, int]]:
+    return {(m.module, m.axis, index) for m in group_set.members for index in m.index.tolist()}

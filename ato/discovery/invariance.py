@@ -1,0 +1,205 @@
+"""Prove groups before anything is built on them: zeroed and removed must be the same, whatever the network computes.
+
+A dependency graph treats what it does not know as element-wise; channel shuffles, activations with f(0) != 0 or a
+softmax over channels would silently give a wrong network. So every group set is removed once, on random weights, in
+float64, while the network evaluates and while it trains.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from atopipe.ato.discovery.capture import Call, capture_calls, tensors
+from atopipe.ato.groups import Groups, GroupSet
+from atopipe.ato.removal.shrink import TOLERANCE, relative_difference
+from atopipe.ato.removal.slices import scale_groups
+from atopipe.ato.removal.structure import cut_model, structure_of
+
+SMALLEST_SIDE = 32
+NOISE_PERIOD = 2**20 + 7  # a prime, so that no two rows of a matrix are alike
+
+
+class Probe:
+    """A network of random weights in float64, on which the removal of group sets is tried.
+
+    `model` is not modified. Where it runs on smaller images than `example` [1, C, H, W] it is tried on those, which
+    takes a fraction of the time and shows the same channels. Dropout is off; torch's global generator is used.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.model = random_network(model, generator)
+        self.images = self._calibrate(example)
+
+    def failures(self, proven: Sequence[GroupSet], candidates: Sequence[GroupSet]) -> dict[str, str]:
+        """Why candidates fail, by name; all others can be removed together with what is `proven` already.
+
+        All at once, if that works; else each alone, within the smallest module that holds its layers; and where sets
+        that pass alone fail together, they are added by halves.
+        """
+        if not candidates or self._joint_defect([*proven, *candidates]) is None:
+            return {}
+        failures = self._alone(candidates)
+        self._add(list(proven), [s for s in candidates if s.name not in failures], failures)
+        return failures
+
+    def _alone(self, candidates: Sequence[GroupSet]) -> dict[str, str]:
+        with torch.no_grad():
+            _, calls = capture_calls(self.model, Call((self.images,), {}))
+        defects: dict[str, str] = {}
+        for candidate in candidates:
+            scope = _enclosing(candidate, calls)
+            module = self.model.get_submodule(scope)
+            if defect := removal_defect(module, [_within(scope, candidate)], calls[scope], self.generator):
+                defects[candidate.name] = defect
+        return defects
+
+    def _add(self, accepted: list[GroupSet], more: Sequence[GroupSet], failures: dict[str, str]) -> None:
+        """Accept what passes together with what is accepted; note why the rest fails."""
+        defect = self._joint_defect([*accepted, *more]) if more else None
+        if defect is None:
+            accepted += more
+        elif len(more) == 1:
+            failures[more[0].name] = defect
+        else:
+            self._add(accepted, more[: len(more) // 2], failures)
+            self._add(accepted, more[len(more) // 2 :], failures)
+
+    def _joint_defect(self, sets: Sequence[GroupSet]) -> str | None:
+        return removal_defect(self.model, sets, Call((self.images,), {}), self.generator)
+
+    @torch.no_grad()
+    def _calibrate(self, example: Tensor) -> Tensor:
+        """Images for the probe; norm layers get running statistics that fit them, so that no signal dies on the way."""
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        for norm in norms:
+            norm.momentum = 1.0
+        for height, width in _sides(*example.shape[2:]):
+            shape = (2 if norms else 1, example.shape[1], height, width)  # two: the fewest that have a variance
+            images = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+            if (height, width) == example.shape[2:]:
+                break
+            if _runs(self.model, images):
+                return images
+        if norms:
+            self.model.train()
+            self.model(images)
+        self.model.eval()
+        return images
+
+
+def random_network(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A float64 copy on the CPU with random weights and without dropout.
+
+    Matrices are N(0, 2 / fan-in), vectors U(0.5, 1.5): no gain, shift or head is zero, as initial ones often are.
+    """
+    normal = torch.randn(NOISE_PERIOD, generator=generator, dtype=torch.float64)
+    uniform = 0.5 + torch.rand(NOISE_PERIOD, generator=generator, dtype=torch.float64)
+
+    def noise(shape: torch.Size) -> Tensor:
+        period, scale = (normal, math.sqrt(2 / max(shape[1:].numel(), 1))) if len(shape) > 1 else (uniform, 1.0)
+        start = int(torch.randint(max(NOISE_PERIOD - shape.numel(), 1), (), generator=generator))
+        whole = period.repeat(-(-shape.numel() // NOISE_PERIOD)) if shape.numel() > NOISE_PERIOD else period
+        return (whole[start : start + shape.numel()] * scale).view(shape)
+
+    new: dict[int, Any] = {id(p): nn.Parameter(noise(p.shape)) for p in model.parameters() if p.is_floating_point()}
+    twin = copy.deepcopy(model, new).cpu().double()
+    for module in twin.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+    return twin.eval()
+
+
+@torch.no_grad()
+def removal_defect(module: nn.Module, sets: Sequence[GroupSet], call: Call, generator: torch.Generator) -> str | None:
+    """What goes wrong when a random part of each set is zeroed and removed from `module`; None when nothing does."""
+    groups = Groups(tuple(sets), ())
+    mask = torch.cat([_random_mask(s.size, generator) for s in sets])
+    zeroed = _sharing_copy(module, own=frozenset().union(*(s.layers for s in sets)))
+    scale_groups(zeroed, groups, mask)
+    try:
+        small = cut_model(_sharing_copy(module, own=frozenset()), structure_of(module, groups, mask))
+        differences = [_difference(zeroed, small, call, training=training) for training in (False, True)]
+    except Exception as error:  # whatever the network's code raises
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"the network does not run without some of them ({first_line})"
+    if max(differences) > TOLERANCE:
+        return (
+            f"zeroing some of them does not make them vanish: removing them changes outputs by {max(differences):.0e}"
+        )
+    return None
+
+
+def _difference(zeroed: nn.Module, small: nn.Module, call: Call, *, training: bool) -> float:
+    """The largest relative difference of any output; 0 where outputs are random even without dropout layers."""
+    wanted = _outputs(zeroed, call, training=training, seed=0)
+    got = _outputs(small, call, training=training, seed=0)
+    difference = max(map(relative_difference, got, wanted), default=0.0)
+    if difference > TOLERANCE and training:
+        again = _outputs(zeroed, call, training=training, seed=1)
+        return difference if all(map(torch.equal, again, wanted)) else 0.0
+    return difference
+
+
+def _outputs(module: nn.Module, call: Call, *, training: bool, seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)  # what drops whole images' branches draws as often in both networks
+    module.train(training)  # by itself: not every module that overrides it returns itself
+    return [t for t in tensors(call.run(module, Tensor.clone)) if t.is_floating_point()]
+
+
+def _sharing_copy(module: nn.Module, own: frozenset[str]) -> nn.Module:
+    """A copy that has its own buffers and its own parameters in the layers `own`; the rest is the same memory."""
+    layers = {name: layer for name, layer in module.named_modules() if name not in own}
+    shared: dict[int, Any] = {id(p): p for layer in layers.values() for p in layer.parameters(recurse=False)}
+    return copy.deepcopy(module, shared)
+
+
+def _enclosing(group_set: GroupSet, calls: Mapping[str, Call]) -> str:
+    """The innermost module that holds all layers of the set and was called."""
+    names = [member.module for member in group_set.members]
+    scope = names[0].rpartition(".")[0]
+    while scope and not (scope in calls and all(name.startswith(f"{scope}.") for name in names)):
+        scope = scope.rpartition(".")[0]
+    return scope
+
+
+def _within(scope: str, group_set: GroupSet) -> GroupSet:
+    """The set with its layers named as they are within `scope`."""
+    prefix = f"{scope}." if scope else ""
+    members = tuple(replace(m, module=m.module.removeprefix(prefix)) for m in group_set.members)
+    return replace(group_set, members=members)
+
+
+def _sides(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Smaller sizes to try first, in multiples of 32 as most networks want them, and at last the whole."""
+    for divisor in (4, 2):
+        small_height, small_width = (max(SMALLEST_SIDE, round(side / divisor / 32) * 32) for side in (height, width))
+        if small_height < height and small_width < width:
+            yield small_height, small_width
+    yield height, width
+
+
+def _runs(model: nn.Module, images: Tensor) -> bool:
+    try:
+        for training in (True, False):
+            model.train(training)
+            model(images)
+    except Exception:  # whatever the network's code raises
+        return False
+    return True
+
+
+def _random_mask(size: int, generator: torch.Generator) -> Tensor:
+    """Removes a random number of random groups: with one and the same number, unequal widths would meet unnoticed.
+
+    Two or more groups stay where there are three: one channel alone would broadcast.
+    """
+    removed = int(torch.randint(1, size - 1, (), generator=generator)) if size > 2 else size - 1
+    return (torch.randperm(size, generator=generator) >= removed).double()

@@ -1,0 +1,174 @@
+"""What a network costs, as a differentiable function of the widths of its group sets.
+
+Every cost here is a sum of products of two channel counts, and every channel count is an affine function of the
+widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept) * (inputs kept).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from atopipe.ato import layers
+from atopipe.ato.discovery.capture import trace_twin
+from atopipe.ato.groups import Groups
+from atopipe.ato.layers import AXES, Axis
+
+SMALLEST_RATIO = 1e-6
+Count = tuple[str, Axis]  # the channels of a layer along an axis
+Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """cost(widths) = sum_t coefficient_t * kept[left_t] * kept[right_t],  kept = base + share @ widths.
+
+    Shapes: coefficient, left, right [terms]; base [counts]; share [counts, sets]; widths [sets]. All float64 but the
+    indices.
+    """
+
+    coefficient: Tensor
+    left: Tensor
+    right: Tensor
+    base: Tensor
+    share: Tensor
+    sizes: Tensor
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """The cost at the given widths, a float64 scalar; differentiable."""
+        kept = self.base + self.share @ widths.to(self.base)
+        return (self.coefficient * kept[self.left] * kept[self.right]).sum()
+
+    @cached_property
+    def dense(self) -> float:
+        """The cost of the whole network."""
+        return float(self(self.sizes))
+
+    def ratio(self, widths: Tensor) -> Tensor:
+        """The cost as a fraction of the dense one."""
+        return self(widths) / self.dense
+
+    def to(self, device: torch.device) -> "Cost":
+        """The same cost on another device."""
+        return Cost(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+    """FLOPs for one image: two per multiply-accumulate of convolution and linear layers; nothing else is counted.
+
+    The projections of `nn.MultiheadAttention` are linear layers; they stay whole.
+
+    `example`: one image [1, C, H, W] that fixes the number of positions at which each layer works.
+    """
+    modules = dict(model.named_modules())
+    terms: list[Term] = []
+    for name, positions in count_positions(model, example).items():
+        module = modules[name]
+        kernel = math.prod(getattr(module, "kernel_size", (1,)))
+        reads: Count | None = None if layers.is_depthwise(module) else (name, "in")
+        terms.append((2 * positions * kernel / layers.blocks(module), (name, "out"), reads))
+    terms.append((count_attention(model, example), None, None))
+    return _assemble(model, groups, terms)
+
+
+def params(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+    """Number of parameters; the same whatever the `example` image."""
+    terms: list[Term] = []
+    for name, module in model.named_modules():
+        for tensor, parameter in module.named_parameters(recurse=False):
+            counts: list[Count] = [(name, axis) for axis in AXES if _extends(module, tensor, axis)]
+            divisor = math.prod(layers.channels(module, axis) for _, axis in counts)
+            left, right = [*counts, None, None][:2]
+            terms.append((parameter.numel() / divisor, left, right))
+    return _assemble(model, groups, terms)
+
+
+COSTS: Mapping[str, Callable[[nn.Module, Groups, Tensor], Cost]] = {"flops": flops, "params": params}
+
+
+def _extends(module: nn.Module, tensor: str, axis: Axis) -> bool:
+    """Whether the tensor grows with the layer's channels along `axis`."""
+    has_channels = isinstance(module, layers.PRUNABLE) and not layers.is_elementwise(module)
+    return has_channels and tensor in layers.dims(module, axis)
+
+
+def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """At how many positions each convolution and linear layer applies its kernel to one image, over all its calls."""
+    positions: dict[str, float] = {}
+
+    def count(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output: Any) -> None:
+        if isinstance(module, _ConvTransposeNd):  # it applies its kernel at each position of its *input*
+            applied = inputs["0"].numel() / module.in_channels
+        else:
+            applied = output.numel() / layers.channels(module, "out")
+        positions[name] = positions.get(name, 0.0) + applied
+
+    _observe(model, example, layers.MATRIX_LAYERS, count)
+    return positions
+
+
+def count_attention(model: nn.Module, example: Tensor) -> float:
+    """FLOPs for one image of the four projections of all `nn.MultiheadAttention`, which runs them out of sight."""
+    counted: list[float] = []
+
+    def count(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output: Any) -> None:
+        query, key, value = (inputs.get(word, inputs.get(str(i))) for i, word in enumerate(("query", "key", "value")))
+        if isinstance(module, nn.MultiheadAttention) and query is not None and key is not None and value is not None:
+            counted.append(2.0 * module.embed_dim * (2 * query.numel() + key.numel() + value.numel()))
+
+    _observe(model, example, (nn.MultiheadAttention,), count)
+    return sum(counted)
+
+
+def _observe(
+    model: nn.Module,
+    example: Tensor,
+    kinds: tuple[type[nn.Module], ...],
+    see: Callable[[str, nn.Module, Mapping[str, Tensor], Any], None],
+) -> None:
+    """Show every call of modules of these kinds for one image: name, module, inputs by name or place, output."""
+    twin = trace_twin(model, example[:1])
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Any], None]:
+        return lambda module, args, kwargs, output: see(
+            name, module, {**{str(place): value for place, value in enumerate(args)}, **kwargs}, output
+        )
+
+    for name, module in twin.model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(hook(name), with_kwargs=True)
+    # With gradients: without them some layers of torch take a path that runs no hooks.
+    twin.calls[""].run(twin.model, Tensor.detach)
+
+
+def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
+    named: list[Count] = sorted({count for term in terms for count in term[1:] if count is not None})
+    row: dict[Count | None, int] = {None: 0, **{count: i for i, count in enumerate(named, start=1)}}
+    base = torch.ones(len(row), dtype=torch.float64)
+    for i, (name, axis) in enumerate(named, start=1):
+        base[i] = layers.channels(model.get_submodule(name), axis)
+    share = torch.zeros(len(row), len(groups.sets), dtype=torch.float64)
+    for column, group_set in enumerate(groups.sets):
+        for member in group_set.members:
+            i = row.get((member.module, member.axis), 0)
+            if i:
+                share[i, column] += len(member.index) / group_set.size
+                base[i] -= len(member.index)
+    coefficient = torch.tensor([term[0] for term in terms], dtype=torch.float64)
+    left, right = torch.tensor([row[term[1]] for term in terms]), torch.tensor([row[term[2]] for term in terms])
+    return Cost(coefficient, left, right, base, share, torch.tensor(groups.sizes, dtype=torch.float64))
+
+
+def budget_penalty(ratio: Tensor, target: float, margin: float) -> Tensor:
+    """The penalty R of ATO (section 3.3 and its released code): a log distance to the budget, flat within `margin`.
+
+    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar, finite.
+    """
+    above = torch.log(ratio.clamp(min=target + margin) / target)
+    below = torch.log(target / ratio.clamp(min=SMALLEST_RATIO, max=max(target - margin, SMALLEST_RATIO)))
+    return torch.where(ratio > target, above, below)

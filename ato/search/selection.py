@@ -1,0 +1,121 @@
+"""From scores of groups to the mask that is frozen: deterministic, aligned, and within every budget."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atopipe.ato.groups import Groups
+from atopipe.ato.recipe import Align
+from atopipe.ato.search.cost import Cost
+
+FINEST_AUTO, COARSEST_AUTO, AUTO_STEPS = 4, 16, 8
+
+
+class BudgetError(ValueError):
+    """A budget that no mask can meet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The delivered network may have at most `target` times the dense `cost`; `name` as users know it."""
+
+    name: str
+    cost: Cost
+    target: float
+
+    def holds(self, widths: Tensor) -> bool:
+        """Whether a network of these widths is within the budget."""
+        return float(self.cost(widths)) <= self.target * self.cost.dense
+
+
+def step_sizes(groups: Groups, align: Align) -> list[int]:
+    """The width step of each set in groups: as many as make `align` channels, or what comes nearest below.
+
+    It is halved until it divides the set into at least two steps. "auto" takes the widest of 16, 8 and 4 channels that
+    still leaves a set eight steps: vector units work on 4 to 16 channels at once, so that widths between two steps cost
+    what the next step costs.
+    """
+    return [width_step(s.size, s.channels_per_group, align) for s in groups.sets]
+
+
+def narrowest_widths(groups: Groups, align: Align) -> Tensor:
+    """Every set at one width step, float64 [sets]: the smallest network there is."""
+    return torch.tensor(step_sizes(groups, align), dtype=torch.float64)
+
+
+def width_step(size: int, channels_per_group: int, align: Align) -> int:
+    """The step, in groups, of a set of `size` groups that are `channels_per_group` channels each."""
+    wanted = _auto(size * channels_per_group) if align == "auto" else align
+    step = wanted // math.gcd(wanted, channels_per_group)
+    while step > 1 and (size % step or size < 2 * step):
+        step //= 2
+    return step
+
+
+def _auto(channels: int) -> int:
+    step = COARSEST_AUTO
+    while step > FINEST_AUTO and step * AUTO_STEPS > channels:
+        step //= 2
+    return step
+
+
+def aligned(widths: Tensor, steps: Tensor) -> Tensor:
+    """Widths moved up to the next step, at least one step; the gradient passes unchanged. Both [sets]."""
+    stepped = (widths / steps).ceil().clamp(min=1) * steps
+    return widths + (stepped - widths).detach()
+
+
+def reachable_minimum(groups: Groups, cost: Cost, align: Align) -> float:
+    """The smallest possible cost as a fraction of the dense one: every set at one width step."""
+    return float(cost.ratio(narrowest_widths(groups, align)))
+
+
+def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> None:
+    """Raises BudgetError, naming the reachable minimum, for a target (fraction of the dense cost) below it."""
+    narrowest = narrowest_widths(groups, align)
+    for budget in budgets:
+        if not budget.holds(narrowest):
+            least = math.ceil(1e4 * reachable_minimum(groups, budget.cost, align)) / 1e4
+            remedy = "raise the target" if align == 1 else "raise the target or lower align"
+            raise BudgetError(
+                f"target {budget.target:g} cannot be reached: with widths aligned to {align} the network keeps from "
+                f"{least:.4f} to 1 of its {budget.name}; {remedy}"
+            )
+
+
+def select_widths(scores: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> Tensor:
+    """The widths [sets] that the scores [G] are worth, within every budget.
+
+    Widths move in steps of `step_sizes`, and no set falls below one step. With a set's scores sorted, a step's worth
+    is the mean score of its groups; steps are bought best first, skipping what no longer fits, until nothing fits: so
+    the tightest budget is left unused by less than the cheapest step. Ties are broken by position. Raises BudgetError
+    when even one step per set is too much.
+    """
+    check_budgets(groups, budgets, align)
+    steps, widths = step_sizes(groups, align), narrowest_widths(groups, align)
+    for index in _steps_by_worth(groups.split(scores.detach().cpu().double()), steps):
+        wider = widths.clone()
+        wider[index] += steps[index]
+        if all(budget.holds(wider) for budget in budgets):
+            widths = wider
+    return widths
+
+
+def _steps_by_worth(scores: Sequence[Tensor], steps: Sequence[int]) -> list[int]:
+    """The set that each width step beyond a set's first belongs to, the step with the best mean score first."""
+    ranked = [values.sort(descending=True).values for values in scores]
+    worths = [values.view(-1, step).mean(1)[1:] for values, step in zip(ranked, steps, strict=True)]
+    owners = torch.cat([torch.full((len(worth),), i) for i, worth in enumerate(worths)])
+    return list(map(int, owners[torch.cat(worths).sort(descending=True, stable=True).indices]))
+
+
+def best_groups(ranking: Tensor, groups: Groups, widths: Tensor) -> Tensor:
+    """The 0/1 mask [G] that keeps, in each set, the `width` groups that rank highest; ties by position."""
+    masks = []
+    for part, width in zip(groups.split(ranking.detach().cpu().double()), widths, strict=True):
+        order = part.sort(descending=True, stable=True).indices
+        masks.append(torch.zeros(len(part)).index_fill(0, order[: int(width)], 1.0))
+    return torch.cat(masks)

@@ -1,0 +1,92 @@
+"""The nodes of an ONNX file, and the file cut off behind any of their outputs: to see what goes on inside a model."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: the tensors it reads and writes by name, and the layer whose weight it uses, if it uses one."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layer: str
+
+
+def nodes_of(path: Path) -> tuple[Node, ...]:
+    """Return the nodes in an order in which each comes behind those it reads."""
+    graph = onnx.load_model(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return tuple(
+        Node(
+            name=node.name,
+            operator=node.op_type,
+            inputs=tuple(filter(None, node.input)),
+            outputs=tuple(filter(None, node.output)),
+            layer=next((name.removesuffix(".weight") for name in node.input if name in weights), ""),
+        )
+        for node in graph.node
+    )
+
+
+def cut_behind(path: Path, tensor: str) -> bytes:
+    """Return the file with this tensor as its only output; KeyError if no node writes it."""
+    model = onnx.load_model(path)
+    graph = model.graph
+    if not any(tensor in node.output for node in graph.node):
+        raise KeyError(tensor)
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
+    wanted = ValueInfoProto()
+    wanted.CopyFrom(known.get(tensor, ValueInfoProto(name=tensor)))
+    del graph.output[:]
+    graph.output.append(wanted)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def load_onnx(path: Path) -> ModelProto:
+    """Return what is in the file."""
+    return onnx.load_model(path)
+
+
+def largest_weight(proto: ModelProto) -> float:
+    """Return the largest magnitude of a float32 weight, 0 where there is none."""
+    weights = [tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    return max((float(np.abs(numpy_helper.to_array(tensor)).max(initial=0)) for tensor in weights), default=0.0)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text which `export_onnx` stored in the file."""
+    return {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
+
+
+def layer_flops(path: Path) -> dict[str, int]:
+    """Return, for every layer of a file by `export_onnx` in order, its FLOPs for one image, by the layer's name.
+
+    Layers are convolutions and products with a weight; two FLOPs per multiply-accumulate.
+    """
+    graph = onnx.load_model(path).graph
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    counted: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in weights:
+            outputs = math.prod(dim.dim_value for dim in shapes[node.output[0]][1:])  # of one image
+            shape = weights[node.input[1]]
+            per_output = math.prod(shape[1:]) if node.op_type == "Conv" else math.prod(shape) // _columns(node, shape)
+            name = node.input[1].removesuffix(".weight")
+            counted[name] = counted.get(name, 0) + 2 * outputs * per_output
+    return counted
+
+
+def _columns(node: NodeProto, shape: list[int]) -> int:
+    """The outputs of a matrix product, from its weight [inputs, outputs], or [outputs, inputs] if it is transposed."""
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return shape[0] if transposed else shape[-1]

@@ -1,0 +1,252 @@
+"""The commands: one per stage, `run` for all of them, `inspect` before any.
+
+Only click and the standard library are loaded here; a command imports what it needs when it is called.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atopipe.pipeline.cli.options import Given, Options, chosen, configured, gated, shown, varied, written
+from atopipe.pipeline.system.errors import UsageError
+from atopipe.pipeline.system.text import nearest_or_all
+
+
+class Commands(click.Group):
+    """A group that knows what a mistyped command may have meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise UsageError(f"unknown command '{args[0]}': {nearest_or_all(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="atopipe")
+def cli() -> None:
+    """Train and prune an image classifier from scratch, and hand over a small, verified ONNX model.
+
+    \b
+    Example:  atopipe run --model resnet50 --target-flops 0.3
+
+    Exit codes: 0 every gate passed, 1 unexpected error, 2 usage, 3 a gate failed, 4 inconclusive, 5 environment or
+    data missing, 6 export or parity failure, 130 interrupted.
+    """
+
+
+@cli.command()
+@configured
+@varied
+@gated
+@written
+@chosen
+def run(output: str | None, **options: Given) -> None:
+    """Train, shrink, export, validate, bundle and report, in one go; complete stages are skipped.
+
+    \b
+    Example:  atopipe run --model resnet50 --target-flops 0.3
+              atopipe run --model resnet18 --target-flops 0.5 --data imagefolder:photos --output runs/photos
+              atopipe run --from-manifest runs/photos/manifest.json --output runs/again
+    """
+    from atopipe.pipeline.cli.run import start
+
+    start(None, output, options)
+
+
+@cli.command()
+@configured
+@written
+def train(output: str | None, **options: Given) -> None:
+    """Train and prune only: the first stage of a run directory, and the second one where --baseline asks for it.
+
+    \b
+    Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
+    """
+    from atopipe.pipeline.cli.run import start
+
+    start(["train", "baseline"], output, options)
+
+
+def stage_command(name: str, summary: str, options: Options = lambda command: command) -> click.Command:
+    """A command that runs one later stage on an existing run directory; its `options` change the run's settings."""
+
+    @click.argument("run_dir", type=click.Path(path_type=Path))
+    @options
+    @shown
+    def command(run_dir: Path, **given: Given) -> None:
+        from atopipe.pipeline.cli.run import go_on
+
+        go_on([name], run_dir, given)
+
+    text = f"{summary}\n\n\b\nExample:  atopipe {name} runs/first"
+    return click.command(name, help=text)(command)
+
+
+cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
+cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
+cli.add_command(
+    stage_command("quantize", "Make fp16 and int8 variants of model.onnx, to be tried by validate.", varied)
+)
+cli.add_command(
+    stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
+)
+cli.add_command(stage_command("bundle", "Pack the model with all that a device needs, and replay it without torch."))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--add", type=click.Path(path_type=Path), metavar="FILE", help="What the bundle's infer.py --bench --json printed."
+)
+@shown
+def report(run_dir: Path, add: Path | None, **given: Given) -> None:
+    """Write report.html, summary.md and junit.xml from what the stages and, with --add, other machines measured.
+
+    \b
+    Example:  atopipe report runs/first
+              atopipe report runs/first --add device.json
+    """
+    from atopipe.pipeline.cli.run import go_on
+    from atopipe.pipeline.report.devices import add_device
+
+    if add is None:
+        go_on(["report"], run_dir, given)
+    else:
+        go_on(["report"], run_dir, {**given, "force": True}, before=lambda run: add_device(run, add))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def why(run_dir: Path, machine: bool) -> None:
+    """Say which stages of a run would run again, and what has changed under each.
+
+    \b
+    Example:  atopipe why runs/first
+    """
+    from atopipe.pipeline.cli.status import explain_run
+
+    explain_run(run_dir, machine=machine)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def verify(run_dir: Path, machine: bool) -> None:
+    """Hold every file of a run against the digests of manifest.json; name what is missing, changed or extra.
+
+    \b
+    Example:  atopipe verify runs/first
+    """
+    from atopipe.pipeline.cli.status import verify_run
+
+    verify_run(run_dir, machine=machine)
+
+
+@cli.command()
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def doctor(machine: bool) -> None:
+    """Look at what this machine offers a run: packages, GPU, ONNX Runtime's providers, processors, memory, disk.
+
+    \b
+    Example:  atopipe doctor
+    """
+    from atopipe.pipeline.cli.status import examine_machine
+
+    examine_machine(machine=machine)
+
+
+@cli.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, help="Of each model (default 1).")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    default="cpu",
+    help="Where both run (default cpu); images and logits stay in the memory of a GPU.",
+)
+@click.option("--batches", default="1", metavar="N,N,...", help="Batch sizes (default 1); the first one is judged.")
+@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=10.0, help="Per batch size.")
+@click.option(
+    "--min-speedup",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    metavar="TIMES",
+    help="The second must be at least so many times as fast as the first (default 1).",
+)
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def bench(first: Path, second: Path, batches: str, machine: bool, **how: Any) -> None:
+    """Time two ONNX models in turns, and say whether the second is faster: pass, fail or inconclusive.
+
+    \b
+    Example:  atopipe bench dense.onnx model.onnx --batches 1,8 --min-speedup 1.5
+    """
+    from atopipe.pipeline.cli.bench import bench as measure
+
+    sizes = batches.split(",")
+    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--batches is '{batches}', but must be whole numbers like 1,8,32")
+    found = measure(first, second, batches=[int(size) for size in sizes], **how)
+    click.echo(json.dumps(found.as_dict(), indent=2) if machine else found.as_text())
+    if failure := found.failure():
+        raise failure
+
+
+@cli.command()
+@configured
+@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
+def inspect(machine: bool, **options: Given) -> None:
+    """What of a network can be pruned, what cannot and why, and how small it can become.
+
+    With a target, the removal of a random choice of channels, the export and the parity are tried, too.
+
+    \b
+    Example:  atopipe inspect --model resnet50
+              atopipe inspect --model convnext_tiny --input-size 224 --target-flops 0.5
+    """
+    from atopipe.pipeline.cli.inspect import inspect_model, show
+    from atopipe.pipeline.cli.settings import configuration
+
+    rehearsed = options["target_flops"] is not None or options["target_params"] is not None
+    config = configuration(options if rehearsed else {**options, "target_flops": "1"})
+    inspection = inspect_model(config, rehearsed=rehearsed)
+    if machine:
+        click.echo(json.dumps(inspection.as_dict(), indent=2))
+    else:
+        show(inspection)
+
+
+@cli.command()
+@click.option("--dvc", is_flag=True, help="Write dvc.yaml, for `dvc repro`.")
+@click.option("--github", is_flag=True, help="Write .github/workflows/atopipe.yml, which runs and uploads the report.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default="atopipe.yaml",
+    metavar="FILE",
+    help="The run's settings (default atopipe.yaml); a first one is written where there is none.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="runs/atopipe",
+    metavar="DIR",
+    help="The run directory (default runs/atopipe).",
+)
+@click.option("--force", is_flag=True, help="Replace dvc.yaml and the workflow; the settings always stay.")
+def init(dvc: bool, github: bool, config: Path, output: Path, force: bool) -> None:
+    """Write what makes DVC or GitHub Actions run atopipe, with the gates of a configuration file.
+
+    \b
+    Example:  atopipe init --dvc
+              atopipe init --github --config photos.yaml
+    """
+    from atopipe.pipeline.cli.init import write_starters
+
+    if not (dvc or github):
+        raise UsageError("atopipe init writes nothing by itself: add --dvc, --github or both")
+    for path in write_starters(config, output, dvc=dvc, github=github, force=force):
+        click.echo(f"wrote   {path}")

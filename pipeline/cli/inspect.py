@@ -1,0 +1,139 @@
+"""What of a network can be pruned: its group sets, what stays whole and why, and how small it can become."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from atopipe.ato.recipe import Align
+from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.engine.workspace import Workspace
+from atopipe.pipeline.report.summary import both_readings
+from atopipe.pipeline.report.terminal import QuietDisplay
+from atopipe.pipeline.system.text import scaled
+
+if TYPE_CHECKING:
+    from atopipe.ato.groups import Groups
+    from atopipe.ato.search.cost import Cost
+    from atopipe.pipeline.engine.preflight import Rehearsal
+
+
+@dataclass(frozen=True)
+class Set:
+    """A width that can be pruned: `size` groups, removed together from `layers`.
+
+    `flops`, `params`: the fraction of the network's that is spent on this width, if the others stay as they are.
+    """
+
+    name: str
+    size: int
+    layers: int
+    flops: float
+    params: float
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A width of `size` channels that stays as it is, and why."""
+
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`minimum_flops`, `minimum_params`: the smallest reachable fractions of the dense network's."""
+
+    model: str
+    input: tuple[int, ...]
+    sets: tuple[Set, ...]
+    unprunable: tuple[Whole, ...]
+    flops: float
+    params: float
+    align: Align
+    minimum_flops: float
+    minimum_params: float
+    targets: dict[str, float]
+    rehearsal: "Rehearsal | None"
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def notes(self) -> list[str]:
+        """The totals, what is reachable, what the rehearsal gave, and the time it took."""
+        shape = "x".join(map(str, self.input))
+        totals = f"{scaled(self.flops)} FLOPs (2 x multiply-accumulates), {scaled(self.params)} parameters"
+        low = f"{self.minimum_flops:.4f} of the FLOPs, {self.minimum_params:.4f} of the parameters"
+        lines = [f"{self.model}, input {shape}: {totals}", f"reachable: {low}, with widths aligned to {self.align}"]
+        lines.append(f"target {both_readings(self.targets if self.rehearsal else {'flops': 0.3})}")
+        if self.rehearsal:
+            lines.append(f"tried with random weights: {self.rehearsal.as_text()}")
+        return [*lines, f"after {self.seconds:.1f} s"]
+
+
+def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
+    """Builds and reads the network and, if it is to be rehearsed, tries the target; raises what these raise."""
+    from atopipe.ato.search.cost import COSTS
+    from atopipe.ato.search.selection import Budget, check_budgets, reachable_minimum
+
+    workspace = Workspace(config, QuietDisplay())
+    workspace.check_model()
+    model, example = workspace.first_model(), workspace.example
+    started = time.perf_counter()
+    groups = workspace.groups(model)
+    costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
+    budgets = [Budget(COST_NAMES[cost], costs[cost], target) for cost, target in config.targets.items()]
+    align = config.recipe.align
+    if rehearsed:
+        check_budgets(groups, budgets, align)
+    return Inspection(
+        model=config.model.name,
+        input=tuple(example.shape[1:]),
+        sets=_sets(groups, costs),
+        unprunable=tuple(Whole(u.name, u.size, u.reason) for u in groups.unprunable),
+        flops=costs["flops"].dense,
+        params=costs["params"].dense,
+        align=align,
+        minimum_flops=reachable_minimum(groups, costs["flops"], align),
+        minimum_params=reachable_minimum(groups, costs["params"], align),
+        targets=config.targets,
+        rehearsal=workspace.rehearse(model, groups, budgets) if rehearsed else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _sets(groups: "Groups", costs: "dict[str, Cost]") -> tuple[Set, ...]:
+    import torch
+
+    sizes = torch.tensor(groups.sizes, dtype=torch.float64)
+    sets = []
+    for i, group_set in enumerate(groups.sets):
+        without = sizes.clone()
+        without[i] = 0
+        shares = {name: 1 - float(cost.ratio(without)) for name, cost in costs.items()}
+        sets.append(Set(group_set.name, group_set.size, len({m.module for m in group_set.members}), **shares))
+    return tuple(sets)
+
+
+def show(inspection: Inspection) -> None:
+    """Prints the sets as a table, what stays whole, and the totals."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("group set", no_wrap=True)
+    for heading in ("groups", "layers", "FLOPs", "parameters"):
+        table.add_column(heading, justify="right")
+    for s in inspection.sets:
+        table.add_row(Text(s.name), str(s.size), str(s.layers), f"{100 * s.flops:.1f} %", f"{100 * s.params:.1f} %")
+    console.print(table)
+    for width in inspection.unprunable:
+        line = f"{width.name} ({width.size} channels) stays whole: {width.reason}"
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+    for line in ("", *inspection.notes()):
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,48 @@
+"""The process `atopipe`: its exit code, and what went wrong as one sentence."""
+
+from collections.abc import Sequence
+
+import click
+
+from atopipe.pipeline.cli.commands import cli
+from atopipe.pipeline.system.errors import UsageError
+from atopipe.pipeline.system.failures import Failure, explain
+from atopipe.pipeline.system.job import may_speak
+from atopipe.pipeline.system.text import did_you_mean
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The process: returns its exit code, and prints what went wrong as one sentence."""
+    try:
+        cli.main(args=argv, prog_name="atopipe", standalone_mode=False)
+    except BaseException as error:
+        failure = _failure(error)
+        if failure is None:
+            raise
+        if failure.message and may_speak():
+            click.echo(f"atopipe: {_on_one_line(failure.message)}", err=True)
+        return failure.exit_code
+    return 0
+
+
+def _on_one_line(message: str) -> str:
+    """What was mistyped or misnamed may hold any character: those that would move the cursor are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def _failure(error: BaseException) -> Failure | None:
+    if isinstance(error, click.exceptions.Exit):
+        return Failure("", error.exit_code)
+    if isinstance(error, click.Abort):
+        return explain(KeyboardInterrupt())
+    if isinstance(error, click.NoSuchOption):
+        return Failure(_unknown_option(error), UsageError.exit_code)
+    if isinstance(error, click.ClickException):
+        return Failure(error.format_message().rstrip("."), error.exit_code)
+    return explain(error)
+
+
+def _unknown_option(error: click.NoSuchOption) -> str:
+    parameters = error.ctx.command.params if error.ctx else []
+    known = [option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)]
+    return f"unknown option '{error.option_name}': {did_you_mean(error.option_name, known) or 'see --help'}"

@@ -1,0 +1,119 @@
+"""The configuration of a run: one model per concern, from a YAML file, a recipe and command-line values.
+
+Precedence: command line > environment (`ATOPIPE_*`) > file > defaults; a recipe named on the command line replaces the
+recipe of the file. What passes here is complete and in range; what does not is refused in one sentence.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from atopipe.pipeline.config.messages import sentence, unknown_keys
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.system.errors import UsageError
+from atopipe.pipeline.system.text import nearest_or_all
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "quick"
+
+
+SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
+
+
+def load_config(file: Path | None = None, values: Mapping[str, object] | None = None) -> Config:
+    """The validated configuration of `file`, overridden by `values` (dotted names; `recipe`: its name or file)."""
+    return merged_config(read_yaml(file) if file else {}, values or {})
+
+
+def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Config:
+    """The validated configuration `raw`, overridden by `values`."""
+    raw = {key: _expand(key, value) for key, value in raw.items()}
+    given = dict(values)
+    raw["recipe"] = _recipe(given.pop("recipe", None) or raw.get("recipe", DEFAULT_RECIPE))
+    for name, value in given.items():
+        raw = _merge(raw, _nested(name, value))
+    return parse_config(raw)
+
+
+def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
+    """`width=64` -> {"width": 64}: values as YAML reads them."""
+    arguments = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--model-args is {pair}, but must be NAME=VALUE, e.g. '--model-args width=64'")
+        arguments[name] = yaml.safe_load(value)
+    return arguments
+
+
+def parse_config(raw: Mapping[str, object]) -> Config:
+    """`raw` as a `Config`; UsageError names an unknown key with the nearest known one, or a value with its range."""
+    for name, known in unknown_keys(raw, Config):
+        raise UsageError(f"unknown configuration key '{name}': {nearest_or_all(name.rpartition('.')[2], known)}")
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(sentence(error.errors()[0], Config)) from None
+    if not config.targets:
+        raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
+    if config.gates.max_accuracy_drop is not None and not config.baseline:
+        raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
+    return config
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in `file`, loaded safely."""
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"configuration file '{file}' cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of characters, dates and numbers
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UsageError(f"configuration file '{file}' is no valid YAML{where}") from None
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise UsageError(f"configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'")
+    return raw
+
+
+def recipe_names() -> tuple[str, ...]:
+    return tuple(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+
+
+def _expand(key: str, value: object) -> object:
+    """`model: resnet50` is short for `model: {name: resnet50}`."""
+    return {SHORTHAND[key]: value} if key in SHORTHAND and isinstance(value, str) else value
+
+
+def _recipe(chosen: object) -> object:
+    """The settings of a recipe given by name, by file, or inline with a `base` it changes."""
+    if isinstance(chosen, Mapping):
+        inline = dict(chosen)
+        return _merge(_named_recipe(str(inline.pop("base", DEFAULT_RECIPE))), inline)
+    return _named_recipe(chosen) if isinstance(chosen, str) else chosen
+
+
+def _named_recipe(name: str) -> dict[str, Any]:
+    if name in recipe_names():
+        return read_yaml(RECIPES / f"{name}.yaml")
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(Path(name))
+    raise UsageError(f"unknown recipe '{name}': {nearest_or_all(name, recipe_names())}")
+
+
+def _nested(name: str, value: object) -> dict[str, Any]:
+    """`a.b`, value -> {"a": {"b": value}}."""
+    head, _, rest = name.partition(".")
+    return {head: _nested(rest, value) if rest else value}
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merge(base[key], value) for key, value in change.items() if _are_mappings(base.get(key), value)}
+    return {**base, **change, **both}
+
+
+def _are_mappings(*values: object) -> bool:
+    return all(isinstance(value, Mapping) for value in values)

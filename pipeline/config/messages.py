@@ -1,0 +1,89 @@
+"""What is wrong with a configuration, as one sentence with the name, the value and the remedy."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic_core import ErrorDetails
+
+from atopipe.pipeline.config.flags import COST_NAMES, FLAGS, TARGETS
+
+
+def unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Keys of `raw` that `schema` lacks, with those it has, sections included.
+
+    Pydantic ignores unknown keys of standard dataclasses, and knows nothing of nearest names.
+    """
+    fields = _sections(schema)
+    for key, value in raw.items():
+        if key not in fields:
+            yield f"{prefix}{key}", tuple(fields)
+        elif (section := fields[key]) is not None and isinstance(value, Mapping):
+            yield from unknown_keys(value, section, f"{prefix}{key}.")
+
+
+def _sections(schema: type) -> dict[str, type | None]:
+    """Field name -> its own schema where the field is a section, else None."""
+    return {
+        name: hint if _is_section(hint) else None
+        for name, hint in typing.get_type_hints(schema).items()
+        if not name.startswith(("_", "model_config"))
+    }
+
+
+def _is_section(hint: object) -> bool:
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"))
+
+
+def sentence(error: ErrorDetails, schema: type) -> str:
+    """One sentence for what is wrong with a value: the option, the value, what is allowed."""
+    path = _setting(error["loc"], schema)
+    name = FLAGS.get(path, FLAGS.get(f"{path}.name", path))
+    if error["type"] == "missing":
+        example = {"--model": "--model resnet50"}.get(name, name)
+        return f"{name} is missing: give it, e.g. '{example}'"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        key = "recipe." + message.split(" ", 1)[0]
+        return f"{FLAGS.get(key, key)} {message.split(' ', 1)[1]}"
+    wrong = error["input"]
+    shown = wrong if isinstance(wrong, int | float | str) else type(wrong).__name__
+    return f"{name} is {shown}, but must be {_allowed(path, error)}"
+
+
+def _setting(location: Iterable[int | str], config: type) -> str:
+    """The dotted name of a setting; what pydantic adds behind it (an index, a member of a union) is left out."""
+    parts: list[str] = []
+    schema: type | None = config
+    for part in map(str, location):
+        fields = _sections(schema) if schema else {}
+        if part not in fields:
+            break
+        parts.append(part)
+        schema = fields[part]
+    return ".".join(parts)
+
+
+def _allowed(path: str, error: ErrorDetails) -> str:
+    if path in TARGETS:
+        return f"a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's {COST_NAMES[TARGETS[path]]}"
+    ranges = {
+        "data.input_size": "a whole number of pixels from 8 to 4096",
+        "data.val_fraction": "a number between 0 and 1",
+        "gates.max_accuracy_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
+        "gates.max_variant_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
+        "gates.min_accuracy": "a number above 0 and at most 1: 0.9 asks for a top-1 of 90 %",
+        "variants": "a list of names like [fp32, int8]",
+        "validation.latency_s": "a number of seconds above 0 and at most 3600",
+        "recipe.align": "auto or a whole number of channels",
+        "seed": "a whole number from 0 to 4294967295",
+        "threads": "a whole number from 1 to 1024",
+        "checkpoint_minutes": "a number of minutes from 0 to 1440",
+    }
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    if error["type"] in ("model_type", "dataclass_type"):
+        return "a name, or a section of 'key: value' lines"
+    expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
+    plain = expected.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
+    return ranges.get(path, plain)

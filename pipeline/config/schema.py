@@ -1,0 +1,128 @@
+"""The configuration of a run: one model per concern."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from atopipe.ato.recipe import Recipe
+from atopipe.pipeline.config.flags import TARGETS
+
+# Settings that leave a run the same run.
+HOW_NOT_WHAT = frozenset({"baseline", "variants", "gates", "threads", "checkpoint_minutes", "preflight"})
+FULL = "fp32"
+VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Section):
+    """`name`: what `build_model` knows, called with `args`. `weights`: a file to start from.
+
+    `keep`, `only`: patterns of layers whose widths stay whole, or are the only ones that may not.
+    """
+
+    name: str
+    args: dict[str, bool | int | float | str | None] = {}
+    weights: str | None = None
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+
+class DataSettings(Section):
+    """`input_size`: pixels of the square input, chosen from the images if absent; `val_fraction`: if not split yet."""
+
+    source: str = "digits"
+    input_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+
+
+class ValidationSettings(Section):
+    """`latency_s`: seconds to spend on comparing latencies, and half as much again for every variant."""
+
+    latency_s: float = Field(default=10.0, gt=0, le=3600)
+
+
+Limit = Annotated[float, Field(gt=0)] | None
+
+
+class GateSettings(Section):
+    """What the delivered model must reach, on the bad end of the measurement's interval; None: reported, not demanded.
+
+    `max_accuracy_drop`: top-1 below the dense network's, as a fraction; `min_speedup`: dense latency over shrunk;
+    `max_size_mb`: of the ONNX file, in 1e6 bytes; `max_variant_drop`: top-1 of a variant below the ONNX file's.
+    """
+
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_speedup: Limit = None
+    max_latency_ms: Limit = None
+    max_size_mb: Limit = None
+    max_variant_drop: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+
+Target = Annotated[float, Field(gt=0, le=1)] | None
+
+
+class Config(Section):
+    """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
+
+    `baseline`: train the dense network too, to compare with; `variants`: formats to try, fp32 included, a list or
+    separated by commas; `gates`: what must be reached; `checkpoint_minutes`: at most so much training is lost.
+    """
+
+    model: ModelSettings
+    target_flops: Target = None
+    target_params: Target = None
+    data: DataSettings = DataSettings()
+    recipe: Recipe = Recipe()
+    baseline: bool = False
+    variants: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
+    validation: ValidationSettings = ValidationSettings()
+    gates: GateSettings = GateSettings()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    checkpoint_minutes: float = Field(default=10.0, ge=0, le=1440)
+    preflight: bool = True
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _split(cls, given: object) -> object:
+        """Known variants in their own order, each once; what is unknown is left for the check that follows."""
+        names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+        if not isinstance(names, list | tuple) or not {*VARIANTS} >= {*map(str, names)}:
+            return names
+        return tuple(name for name in VARIANTS if name in {FULL, *names})
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Cost -> the fraction of the dense network's that may be kept, by the names of `ato.search.cost.COSTS`."""
+        given = {cost: getattr(self, name) for name, cost in TARGETS.items()}
+        return {cost: target for cost, target in given.items() if target is not None}
+
+    @property
+    def unwanted_stages(self) -> frozenset[str]:
+        """The optional stages that this run has no use for."""
+        wanted = {"baseline": self.baseline, "quantize": self.has_variants}
+        return frozenset(name for name, is_wanted in wanted.items() if not is_wanted)
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether the delivered network is tried in other formats than float32."""
+        return self.variants != (FULL,)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value in plain types; `load_config` of it gives the same configuration."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run."""
+        return {key: value for key, value in self.resolved().items() if key not in HOW_NOT_WHAT}
+
+    def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
+        """The part of the configuration with these names: what a stage depends on."""
+        resolved = self.resolved()
+        return {name: resolved[name] for name in settings}

@@ -1,0 +1,190 @@
+"""A data set as the other stages see it: two splits that hand out batches, from memory or from disk."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from atopipe.pipeline.data.augment import Augmentation, center_crop, plain
+from atopipe.pipeline.data.preprocessing import Preprocessing
+from atopipe.pipeline.data.stores import Chosen, ImageStore
+from atopipe.pipeline.system.errors import DataError
+
+APART = 2**20  # between the seeds of two processes: more than an epoch has batches; the CPU takes 32 bits of a seed
+SMALLEST_BATCH = 2  # batch normalisation has no statistics of a single image
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every training batch this process takes: number `index` of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, batch: Tensor) -> Tensor:
+        """What the batch has beyond a multiple of `count` belongs to nobody."""
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+
+WHOLE = Share()
+
+
+class Batches(Protocol):
+    """Batches (images float32 [B, C, H, W], labels int64 [B]) on a device; every iteration is one epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, their labels int64 [N], and the augmentation that suits them."""
+
+    images: ImageStore
+    labels: Tensor
+    preprocessing: Preprocessing
+    augmentation: Augmentation = plain
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The images at `indices` [N], in their order."""
+        return replace(self, images=Chosen(self.images, indices), labels=self.labels[indices])
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+        augment: Augmentation | None = None,
+        share: Share = WHOLE,
+    ) -> "SplitBatches":
+        """Batches for training if a generator is given, for evaluation if not.
+
+        Training: shuffled anew in each epoch and augmented by `augment` (default: the split's own augmentation; `plain`
+        for none); a last batch of one image is left out. An epoch depends on the generator's state when its iteration
+        starts and on nothing else. With a `share`, all processes need generators in the same state: they draw the same
+        batches, and each its own augmentations.
+        Evaluation: every image, in order, as it is.
+
+        Raises DataError if a training batch is larger than the split.
+        """
+        if generator is not None and batch_size > len(self):
+            have = f"the training set of {len(self):,} images"
+            raise DataError(f"batch size {batch_size} is larger than {have}: lower --batch-size to {len(self)} or less")
+        return SplitBatches(self, batch_size, torch.device(device), generator, augment or self.augmentation, share)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitBatches:
+    """Batches of a split on a device; made by `Split.batches`."""
+
+    split: Split
+    batch_size: int
+    device: torch.device
+    generator: torch.Generator | None
+    augment: Augmentation
+    share: Share
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole + (rest >= (1 if self.generator is None else SMALLEST_BATCH * self.share.count))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.generator is None:
+            return self._read(torch.arange(len(self.split)), None, 0)
+        return self.resume(self.order(), 0)
+
+    def order(self) -> Tensor:
+        """What decides about the next epoch: the state of the generator."""
+        return self._generator().get_state()
+
+    def resume(self, order: Tensor, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch that `order` decided about, without its first `done` batches; the generator moves on as ever."""
+        generator = self._generator()
+        generator.set_state(order)
+        indices = _random_order(len(self.split), generator)
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        return self._read(indices, int(seed), done)
+
+    def _generator(self) -> torch.Generator:
+        if self.generator is None:
+            raise TypeError("batches for evaluation have one order only")
+        return self.generator
+
+    def _read(self, order: Tensor, seed: int | None, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = [self.share.of(batch) for batch in torch.split(order, self.batch_size)[: len(self)]][done:]
+        if not plan:
+            return
+        labels = torch.split(self.split.labels[torch.cat(plan)].to(self.device), [len(batch) for batch in plan])
+        normalise = self._normalisation()
+        for position, images in enumerate(self.split.images.read(plan, self.device)):
+            changed = images if seed is None else self.augment(images, self._noise(seed + done + position))
+            yield normalise(changed), labels[position]
+
+    def _noise(self, seed: int) -> torch.Generator:
+        """Each batch has its own random numbers, so that none depends on how many the batches before it drew."""
+        return torch.Generator(self.device).manual_seed(seed + self.share.index * APART)
+
+    def _normalisation(self) -> Callable[[Tensor], Tensor]:
+        """The same arithmetic as `images.preprocess`, its constants on the device."""
+        settings = self.split.preprocessing
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (settings.mean, settings.std))
+        return lambda images: center_crop(images, settings.size).float().div(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set: `description` is one line to announce it, `labels` are the names of the classes."""
+
+    name: str
+    description: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    train: Split
+    val: Split
+
+    def subset(self, train_count: int, generator: torch.Generator) -> "Data":
+        """The same data with `train_count` of the training images, in the same shares of each class.
+
+        Validation and preprocessing stay as they are. Raises DataError if there are not so many images.
+        """
+        if not SMALLEST_BATCH <= train_count <= len(self.train):
+            limits = f"{self.name} has {len(self.train):,}, choose 2 or more of them"
+            raise DataError(f"a subset of {train_count:,} training images is impossible: {limits}")
+        train = self.train.take(stratified(self.train.labels, train_count, generator))
+        return replace(self, description=f"{self.description}, {train_count:,} of them used for training", train=train)
+
+
+def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices, ascending, of `count` random items; each class has its share of them, to within one item.
+
+    In random order, the r-th of a class of n stands at (r + 1/2) / n; those which stand first are taken, and where some
+    of several classes stand together, those of a random class.
+    """
+    labels = _random_order(int(labels.max()) + 1, generator)[labels]
+    order = _random_order(len(labels), generator)
+    order = order[labels[order].argsort(stable=True)]  # class after class
+    sizes = labels.bincount()
+    own, starts = sizes[labels[order]], (sizes.cumsum(0) - sizes)[labels[order]]
+    place = (torch.arange(len(labels)) - starts + 0.5).double() / own
+    return order[place.argsort(stable=True)[:count]].sort().values
+
+
+def _random_order(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, device=generator.device).cpu()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a source is asked for: None as `input_size` leaves the choice to it."""
+
+    seed: int
+    input_size: int | None
+    val_fraction: float

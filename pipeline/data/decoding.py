@@ -1,0 +1,74 @@
+"""From image files to pixels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from atopipe.pipeline.data.preprocessing import CHUNK, Pixels, Size, to_pixels
+from atopipe.pipeline.system.errors import DataError
+from atopipe.pipeline.system.machine import available_cores, require_memory
+
+OnProgress = Callable[[int, int], None]  # images done, images in all
+
+
+def read_pixels(path: Path, resize: Size, crop: Size) -> Pixels:
+    """`to_pixels` of a file; raises DataError where it cannot be read."""
+    with _reading(path) as image:
+        return to_pixels(image, resize, crop)
+
+
+def read_size(path: Path) -> Size:
+    """Height and width, from the header alone; raises DataError where it cannot be read."""
+    with _reading(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise DataError(f"image '{path}' cannot be read: repair it or take it out of the folder") from error
+
+
+def read_all(paths: Sequence[Path], resize: Size, crop: Size, on_progress: OnProgress | None = None) -> Pixels:
+    """Every file decoded, in order, by several threads: uint8 [N, 3, H, W]; DataError for the first broken one."""
+    pixels = allocate_pixels(len(paths), crop)
+
+    def fill(start: int) -> int:
+        for index in range(start, min(start + CHUNK, len(paths))):
+            pixels[index] = read_pixels(paths[index], resize, crop)
+        return min(start + CHUNK, len(paths))
+
+    pool = ThreadPoolExecutor(available_cores())
+    try:
+        for done in pool.map(fill, range(0, len(paths), CHUNK)):
+            if on_progress is not None:
+                on_progress(done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return pixels
+
+
+def resized(pixels: Pixels, size: Size) -> Pixels:
+    """Every image of [N, C, H, W], with one channel or three, as `to_pixels` makes it: uint8 [N, 3, *size]."""
+    if pixels.shape[1:] == (3, *size):
+        return pixels
+    scaled = allocate_pixels(len(pixels), size)
+    for image, place in zip(pixels, scaled, strict=True):
+        place[:] = to_pixels(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size, size)
+    return scaled
+
+
+def allocate_pixels(count: int, size: Size) -> Pixels:
+    """uint8 [count, 3, *size], not yet filled; raises MissingError where the memory for it is lacking."""
+    what = f"{count:,} images of {size[1]}x{size[0]} pixels"
+    require_memory(what, count * 3 * size[0] * size[1], "lower data.input_size or take fewer images")
+    return np.empty((count, 3, *size), np.uint8)

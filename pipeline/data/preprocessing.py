@@ -1,0 +1,122 @@
+"""From an image file to the network's input; whoever deploys the network repeats exactly `preprocess`.
+
+Pixels stay uint8 until they are on the device: a quarter of the memory, and the same values everywhere.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Size = tuple[int, int]  # height, width
+Pixels = NDArray[np.uint8]  # [C, H, W], or [N, C, H, W]
+
+
+SMALL = 64  # up to here images are used whole; above, a margin leaves room for random crops
+CHUNK = 64  # images a thread decodes at a time
+
+
+FIXED_STEPS = {
+    "orientation": "exif",
+    "transparency": "over white",
+    "channel_order": "RGB",
+    "layout": "NCHW",
+    "fit": "cover",
+    "interpolation": "bilinear, antialiased",
+    "crop": "center",
+    "scale": 1 / 255,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes network input.
+
+    The image is turned upright as its EXIF data says, laid over white if transparent, made RGB, scaled (keeping its
+    proportions, antialiased bilinear as in PIL) until it just covers `resize`, cut to the central `size`, divided by
+    255; then `mean` is subtracted and the result divided by `std`, per channel. Sizes are (height, width).
+    """
+
+    size: Size
+    resize: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int = 3
+
+    def to_json(self) -> str:
+        """Every field, and the steps that are the same for all networks, for readers without atopipe."""
+        return json.dumps({**dataclasses.asdict(self), **FIXED_STEPS})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocessing":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        (height, width), (least_height, least_width) = values["size"], values["resize"]
+        mean, std = tuple(values["mean"]), tuple(values["std"])
+        return cls((height, width), (least_height, least_width), mean, std, values["channels"])
+
+
+def resize_for(size: Size) -> Size:
+    """What an image is scaled to cover before `size` is cut out: 256 for 224, nothing extra for small images.
+
+    The margin is even, so that the centre of a centre is the centre.
+    """
+    margin = 0 if max(size) <= SMALL else 2 * round(min(size) / 14)
+    return size[0] + margin, size[1] + margin
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """The network's input [C, H, W] for one image."""
+    pixels = to_pixels(image, preprocessing.resize, preprocessing.size).astype(np.float32)
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    normalised: NDArray[np.float32] = (pixels / np.float32(255) - mean) / std
+    return normalised
+
+
+def to_pixels(image: Image.Image, resize: Size, crop: Size) -> Pixels:
+    """The central `crop` of the image scaled to cover `resize`: uint8 [3, H, W]."""
+    image = _to_rgb(ImageOps.exif_transpose(image))
+    scale = max(resize[0] / image.height, resize[1] / image.width)
+    height, width = (max(least, round(n * scale)) for least, n in zip(resize, (image.height, image.width), strict=True))
+    if (height, width) != (image.height, image.width):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    pixels = np.asarray(image)[top : top + crop[0], left : left + crop[1]]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion clips instead of scaling
+        return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def channel_statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 [N, C, H, W], as fractions of 255, to six digits.
+
+    From exact counts of the 256 values: no order of summation, no rounding.
+    """
+    share = _histogram(pixels) / (pixels.size / pixels.shape[1])
+    values = np.arange(256) / 255
+    mean = share @ values
+    deviation = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    # A channel that is the same everywhere must not be divided by zero.
+    return _rounded(mean), _rounded(np.maximum(deviation, 1 / 255))
+
+
+def _histogram(pixels: Pixels) -> NDArray[np.int64]:
+    counts = np.zeros((pixels.shape[1], 256), np.int64)
+    for start in range(0, len(pixels), CHUNK):  # in parts: bincount works on eight bytes per value
+        for channel, seen in enumerate(counts):
+            seen += np.bincount(pixels[start : start + CHUNK, channel].ravel(), minlength=256)
+    return counts
+
+
+def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(round(float(value), 6) for value in values)

@@ -1,0 +1,76 @@
+"""`your_pkg.mod:factory`: data that the user's own function returns.
+
+    def factory(seed: int):
+        return train_images, train_labels, val_images, val_labels, class_names
+
+Images are uint8 [N, C, H, W] with one channel (grey) or three (RGB), labels whole numbers [N] counted from 0; NumPy
+arrays or tensors. Where the function takes them, it is given `seed`, `input_size` and `val_fraction`. What does not fit
+in memory comes as an `atopipe.pipeline.data.dataset.Data` with an ImageStore of its own.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from atopipe.pipeline.data.dataset import Data, Request
+from atopipe.pipeline.data.sources.arrays import LabelledImages, data_from_arrays
+from atopipe.pipeline.system.errors import AtopipeError, DataError
+from atopipe.pipeline.system.text import reason, written
+from atopipe.pipeline.system.user_code import accepted, find_factory
+
+RETURNS = "(train_images, train_labels, val_images, val_labels, class_names)"
+
+
+def load(source: str, request: Request) -> Data:
+    """What the function `source` returns; raises DataError."""
+    who = f"data factory '{source}'"
+    factory = find_factory(who, source, RETURNS, DataError)
+    offers = {"seed": request.seed, "input_size": request.input_size, "val_fraction": request.val_fraction}
+    args = accepted(factory, offers)
+    try:
+        result = factory(**args)
+    except AtopipeError:  # it already says what is wrong
+        raise
+    except Exception as error:  # user code may raise anything
+        raise DataError(f"{who} failed with {written(args)}: {reason(error)}") from error
+    return result if isinstance(result, Data) else _from_arrays(who, source, result, request.input_size)
+
+
+def _from_arrays(who: str, source: str, result: object, input_size: int | None) -> Data:
+    if not isinstance(result, Sequence) or len(result) != 5:
+        raise DataError(f"{who} returned {_kind(result)}: return {RETURNS}")
+    classes = tuple(map(str, result[4])) if isinstance(result[4], Iterable) else (str(result[4]),)
+    if len(classes) < 2:
+        raise DataError(f"{who} has the class names {list(classes)}: a classifier needs two or more")
+    train = _part(f"{who}: the training", result[0], result[1], len(classes))
+    val = _part(f"{who}: the validation", result[2], result[3], len(classes))
+    if train.labels.min() == train.labels.max():
+        only = classes[train.labels[0]]
+        raise DataError(f"{who} has training images of the class {only} only: a classifier needs two or more")
+    sizes = [f"{part.pixels.shape[3]}x{part.pixels.shape[2]}" for part in (train, val)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"{who} has training images of {sizes[0]} pixels and validation images of {sizes[1]}: scale them alike"
+        )
+    count = len(train.labels) + len(val.labels)
+    return data_from_arrays(source, f"{source}: {count:,} images", classes, train, val, input_size=input_size)
+
+
+def _part(who: str, images: object, numbers: object, classes: int) -> LabelledImages:
+    try:
+        pixels, labels = np.asarray(images), np.asarray(numbers)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
+        raise DataError(f"{who} images or labels are no arrays: {reason(error)}") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        raise DataError(f"{who} images are {_kind(pixels)}: give uint8 [N, C, H, W] with one channel or three")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != pixels.shape[:1] or not labels.size:
+        raise DataError(f"{who} labels are {_kind(labels)} for {len(pixels):,} images: give each image a whole number")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"{who} labels go from {labels.min()} to {labels.max()}: number the {classes} classes from 0")
+    return LabelledImages(pixels, labels.astype(np.int64))
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, Sequence) else type(value).__name__

@@ -1,0 +1,197 @@
+"""What the stages of one process share: device, data, network. Loaded once, when first asked for."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.engine.process_group import replicated
+from atopipe.pipeline.report.terminal import Display
+from atopipe.pipeline.system.errors import MissingError, UsageError
+from atopipe.pipeline.system.job import this_job
+from atopipe.pipeline.system.signals import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from atopipe.ato.execution import Execution, Forward
+    from atopipe.ato.groups import Groups
+    from atopipe.ato.search.selection import Budget
+    from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.engine.preflight import Rehearsal
+
+
+class Workspace:
+    """Sets torch's threads, and announces the device and the data set once each."""
+
+    def __init__(self, config: Config, display: Display) -> None:
+        import torch
+
+        from atopipe.pipeline.system.machine import available_threads
+
+        self.config = config
+        self.display = display
+        self.job = this_job()
+        self.stop = StopRequest()
+        self.threads = config.threads or max(1, available_threads() // self.job.local_size)
+        torch.set_num_threads(self.threads)
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """CUDA where there is one, else the CPU, unless the configuration says which; a GPU for each process."""
+        import torch
+
+        wanted, present = self.config.device, torch.cuda.is_available()
+        if wanted == "cuda" and not present:
+            raise MissingError("--device cuda: torch finds no CUDA GPU here: choose --device cpu, or repair the driver")
+        device = self._own_gpu() if present and wanted != "cpu" else torch.device("cpu")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {self.threads}"
+        several = f", {self.job.size} processes" if self.job.size > 1 else ""
+        self.display.say(f"device  {device.type} ({name}, {_written(self._precision(device))}{several})")
+        return device
+
+    def _own_gpu(self) -> "torch.device":
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if self.job.local_size > gpus:
+            remedy = "start one process per GPU, or choose --device cpu"
+            raise MissingError(f"this job has {self.job.local_size} processes here and {gpus} GPUs: {remedy}")
+        return torch.device("cuda", self.job.local_rank) if self.job.size > 1 else torch.device("cuda")
+
+    def _precision(self, device: "torch.device") -> "torch.dtype":
+        from atopipe.ato.execution import PRECISIONS
+
+        return PRECISIONS[self.config.recipe.precision](device)
+
+    def execution(self, model: "nn.Module") -> "Execution":
+        """How `model`, still on the CPU, is run in training."""
+        import torch
+
+        from atopipe.ato.execution import Execution, best_memory_format
+
+        precision, layout = self._precision(self.device), best_memory_format(model, self.example)
+        several, compiled = self.job.size > 1, self.config.recipe.compile
+
+        def wrap(network: "nn.Module") -> "Forward":
+            runner = replicated(network) if several else network
+            return torch.compile(runner) if compiled else runner
+
+        return Execution(precision, layout, wrap)
+
+    def conditions(self, execution: "Execution") -> dict[str, str | int | bool]:
+        """What the training ran on and how, in plain words."""
+        return {
+            "device": self.device.type,
+            "threads": self.threads,
+            "precision": _written(execution.precision),
+            "memory_format": _written(execution.memory_format),
+            "compiled": self.config.recipe.compile,
+            "processes": self.job.size,
+        }
+
+    @cached_property
+    def data(self) -> "Data":
+        from atopipe.pipeline.data.load import load_data
+
+        settings = self.config.data
+        data = load_data(
+            settings.source,
+            seed=self.config.seed,
+            input_size=settings.input_size,
+            val_fraction=settings.val_fraction,
+            on_progress=self.display.loading,
+        )
+        self.display.say(f"data    {data.description}")
+        return data
+
+    def check_model(self) -> None:
+        """Refuses a torchvision model that cannot be built before the images, which may take minutes, are read."""
+        from atopipe.pipeline.models.build import build_model
+
+        if ":" not in self.config.model.name:
+            build_model(self.config.model.name, 2, self.config.model.args)
+
+    def new_model(self) -> "nn.Module":
+        """The dense network, freshly initialised from the seed."""
+        import torch
+
+        from atopipe.pipeline.models.build import build_model
+
+        torch.manual_seed(self.config.seed)
+        return build_model(self.config.model.name, len(self.data.labels), self.config.model.args)
+
+    def first_model(self) -> "nn.Module":
+        """The network as training starts from it: with the weights of the configuration's file, if it names one."""
+        from atopipe.pipeline.models.pretrained import load_weights
+
+        model, settings = self.new_model(), self.config.model
+        if settings.weights:
+            note = load_weights(model, Path(settings.weights), len(self.data.labels))
+            self.display.say(f"weights {note}")
+        return model
+
+    def groups(self, model: "nn.Module") -> "Groups":
+        """What of the network may be pruned and what the configuration selects; refusals name the network."""
+        from atopipe.ato.discovery.capture import GraphError
+        from atopipe.ato.discovery.find import find_groups
+        from atopipe.ato.groups import NoGroupsError
+        from atopipe.pipeline.models.layer_filter import choose
+
+        settings = self.config.model
+        try:
+            found = find_groups(model, self.example, self.generator())
+        except (GraphError, NoGroupsError) as error:
+            raise UsageError(f"model '{settings.name}' cannot be pruned: {error}") from error
+        return choose(found, model, keep=settings.keep, only=settings.only)
+
+    def rehearse(self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "Rehearsal":
+        """Removal, export and parity with random weights and masks; UsageError where they do not work."""
+        import torch
+
+        from atopipe.ato.removal.shrink import LossyError
+        from atopipe.export.onnx import ExportError
+        from atopipe.pipeline.engine.preflight import rehearse
+        from atopipe.validate.parity import ParityError
+
+        align, generator, name = self.config.recipe.align, self.generator(4), self.config.model.name
+        try:
+            with torch.random.fork_rng(devices=[]):  # a run with a rehearsal draws what one without draws
+                rehearsal = rehearse(model, groups, budgets, self.example, align=align, generator=generator)
+        except (LossyError, ExportError, ParityError) as error:
+            raise UsageError(f"model '{name}' cannot be delivered: {error}") from error
+        if not rehearsal.passed:
+            raise UsageError(
+                f"model '{name}' cannot be delivered: with random weights ONNX Runtime's logits differ from torch's by "
+                f"{rehearsal.parity:.1e} of their size, more than {rehearsal.tolerance:g}; go on with --no-preflight"
+            )
+        return rehearsal
+
+    def generator(self, offset: int = 0) -> "torch.Generator":
+        """A CPU generator of the run's seed; an `offset` gives a stream of its own, unlike that of any other seed."""
+        import numpy as np
+        import torch
+
+        state = np.random.SeedSequence([self.config.seed, offset]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def images(self, count: int) -> "Tensor":
+        """`count` (or all) preprocessed validation images, spread over the set: float32 [N, C, H, W], on the CPU."""
+        import torch
+
+        split = self.data.val
+        chosen = split.take(torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
+        images, _ = next(iter(chosen.batches(len(chosen), device="cpu")))
+        return images
+
+    @cached_property
+    def example(self) -> "Tensor":
+        """One image [1, C, H, W] that lends its shape to traces and counts."""
+        return self.images(1)
+
+
+def _written(kind: object) -> str:
+    """A number format or a memory format of torch without its prefix."""
+    return str(kind).removeprefix("torch.")

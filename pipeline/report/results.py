@@ -1,0 +1,121 @@
+"""What a run's complete stages say together: its summary, its gates, and the exit code they mean."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from atopipe.pipeline.config.schema import FULL
+from atopipe.pipeline.report.ci import append_step_summary, junit
+from atopipe.pipeline.report.devices import devices_of
+from atopipe.pipeline.report.summary import Summary, VariantRow, summarise
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import Result
+from atopipe.pipeline.system.errors import GateFailed, Inconclusive, ParityGateFailed
+from atopipe.pipeline.system.files import write_text
+from atopipe.pipeline.system.text import milliseconds, scaled
+
+SUMMARISED = ("train", "baseline", "shrink", "export", "quantize", "validate")
+
+
+def publish_verdict(run: RunDirectory) -> None:
+    """What a build server reads, for a run that ends before this stage: junit.xml, summary.md and the job's summary."""
+    summary = summary_of(run)
+    write_text(run.root / "summary.md", summary.as_markdown())
+    write_text(run.root / "junit.xml", junit(summary.title, gates_of(run), summary.seconds))
+    append_step_summary(summary.as_markdown())
+
+
+def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """The verdicts of stage validate."""
+    gates: list[dict[str, Any]] = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
+    return gates
+
+
+def results_of(run: RunDirectory, names: Iterable[str]) -> list[Result]:
+    """Of the complete ones of these stages; one that is no longer asked for does not count."""
+    wanted = [name for name in names if name not in run.config.unwanted_stages]
+    return [result for name in wanted if (result := run.result(name))]
+
+
+def summary_of(run: RunDirectory) -> Summary:
+    """The summary of a run whose stages up to validate are complete."""
+    results = results_of(run, SUMMARISED)
+    metrics = {name: value for result in results for name, value in result.metrics.items()}
+    seconds = sum(result.seconds for result in results)
+    model = run.artifact("export", "model.onnx")
+    title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
+    summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
+    devices = tuple(device.sentence() for device in devices_of(run))
+    return replace(summary, devices=devices, variants=rows_of(run, metrics))
+
+
+PARITY_GATES = ("parity.max_rel_diff", "parity.float64_rel_diff", "parity.rounding_ratio")
+EQUIVALENCE_GATES = ("lossless.max_rel_diff", *PARITY_GATES)
+
+
+def require_equivalence(run: RunDirectory) -> None:
+    """Raises ParityGateFailed where the delivered model was found not to be the trained one."""
+    broken = [reason for name, reason in _reasons(run, "fail").items() if name in EQUIVALENCE_GATES]
+    if broken:
+        raise ParityGateFailed(f"the delivered model is not the trained one: {'; '.join(broken)}")
+
+
+def raise_verdict(run: RunDirectory) -> None:
+    """Turns the gates of a complete validate stage into the exit code; a failed equivalence outweighs the rest."""
+    require_equivalence(run)
+    failed, unclear = _reasons(run, "fail"), _reasons(run, "inconclusive")
+    if failed:
+        raise GateFailed(f"gate failed: {'; '.join(failed.values())}")
+    if unclear:
+        raise Inconclusive(f"inconclusive: {'; '.join(unclear.values())}: {_remedy(unclear, run)}")
+
+
+def _reasons(run: RunDirectory, outcome: str) -> dict[str, str]:
+    """Of the gates with that outcome, by their names."""
+    gates = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
+    return {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == outcome}
+
+
+def _remedy(unclear: Mapping[str, str], run: RunDirectory) -> str:
+    """The interval of the accuracy is the same each time the same images are measured; that of the latency is not."""
+    if all(name.startswith("accuracy.") for name in unclear):
+        return "more validation images would narrow the interval"
+    return f"measure again with 'atopipe validate {run.root} --force'"
+
+
+def verdict_of(run: RunDirectory) -> dict[str, Any]:
+    """What stage validate decided, as `as_json` has it; fp32 alone where no other variant was asked for."""
+    if run.config.variants == (FULL,):
+        return {"winner": FULL, "kept": [FULL], "dropped": {}}
+    verdict: dict[str, Any] = json.loads(run.artifact("validate", "variants.json").read_text(encoding="utf-8"))
+    return verdict
+
+
+def rows_of(run: RunDirectory, metrics: Mapping[str, float]) -> tuple[VariantRow, ...]:
+    """The variants for a person, fp32 first; none where there is only that."""
+    verdict = verdict_of(run)
+    names = [*verdict["kept"], *verdict["dropped"]]
+    return tuple(_row(name, metrics, verdict) for name in names) if len(names) > 1 else ()
+
+
+def _row(name: str, metrics: Mapping[str, float], verdict: Mapping[str, Any]) -> VariantRow:
+    def shown(key: str, write: Callable[[float], str]) -> str:
+        return write(metrics[key]) if key in metrics else ""
+
+    latency, top1, size = (
+        ("latency.shrunk_p50_ms", "accuracy.onnx", "size.shrunk_bytes")
+        if name == FULL
+        else (f"latency.{name}_p50_ms", f"accuracy.{name}", f"size.{name}_bytes")
+    )
+    keys = (f"latency.{name}_ratio", f"latency.{name}_ratio_low", f"latency.{name}_ratio_high")
+    ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*(metrics[key] for key in keys)) if keys[0] in metrics else ""
+    return VariantRow(
+        name,
+        latency=shown(latency, milliseconds),
+        ratio=ratio,
+        top1=shown(top1, lambda value: f"{value:.4f}"),
+        size=shown(size, lambda value: f"{scaled(value)}B"),
+        fastest=name == verdict["winner"],
+        reason=verdict["dropped"].get(name),
+    )

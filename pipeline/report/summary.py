@@ -1,0 +1,189 @@
+"""What came out of a run, for a person: rows of dense against shrunk, the verdicts, where the model lies."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.system.text import duration, milliseconds, scaled
+
+GATES: Mapping[str, str] = {
+    "lossless.max_rel_diff": "masked = shrunk",
+    "parity.max_rel_diff": "torch = ONNX Runtime",
+    "parity.float64_rel_diff": "float64 = ONNX Runtime",
+    "parity.rounding_ratio": "rounding against torch's",
+    "flops.ratio": "FLOPs within target",
+    "params.ratio": "parameters within target",
+    "accuracy.onnx_images_off": "top-1 images off in ONNX",
+}
+CHOSEN_GATES: Mapping[str, str] = {
+    "accuracy.drop": "accuracy below dense",
+    "accuracy.onnx": "accuracy",
+    "latency.speedup": "speed-up",
+    "latency.shrunk_p50_ms": "latency in ms",
+    "size.shrunk_mb": "ONNX file in MB",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of the dense and of the shrunk network, ready to print."""
+
+    name: str
+    dense: str
+    shrunk: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate: `outcome` is pass, fail or inconclusive."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant of the model, ready to print: empty where not measured; `ratio` is of fp32's latency.
+
+    `fastest`: of what is delivered, on the machine of the run; `reason`: why it is not delivered, None where it is.
+    """
+
+    name: str
+    latency: str
+    ratio: str
+    top1: str
+    size: str
+    fastest: bool
+    reason: str | None
+
+    @property
+    def outcome(self) -> str:
+        """One word or two for what became of it."""
+        return "dropped" if self.reason else "fastest here" if self.fastest else "delivered"
+
+    def sentence(self) -> str:
+        """One line for the terminal."""
+        ratio = f"{self.ratio} of fp32" if self.ratio else ""
+        figures = ", ".join(filter(None, [self.latency, ratio, f"top-1 {self.top1}" if self.top1 else "", self.size]))
+        return f"{self.name}: {self.outcome}; " + "; ".join(filter(None, [figures, self.reason]))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the closing table and summary.md say."""
+
+    title: str
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+    targets: Mapping[str, float]
+    model: str
+    seconds: float
+    devices: tuple[str, ...] = ()  # what other machines found, a line each
+    variants: tuple[VariantRow, ...] = ()  # where there are others than fp32
+
+    def notes(self) -> tuple[str, ...]:
+        """The lines below the table."""
+        return (*(f"variant {variant.sentence()}" for variant in self.variants), *self._facts())
+
+    def _facts(self) -> tuple[str, ...]:
+        return (
+            f"target  {both_readings(self.targets)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
+            f"model   {self.model}   (after {duration(self.seconds)})",
+            *(f"device  {line}" for line in self.devices),
+        )
+
+    def as_text(self) -> str:
+        """Aligned columns in plain characters."""
+        table = [("", "dense", "shrunk", "shrunk / dense"), *((r.name, r.dense, r.shrunk, r.ratio) for r in self.rows)]
+        widths = [max(len(line[column]) for line in table) for column in range(4)]
+        widths[0] = max([widths[0], *(len(verdict.name) for verdict in self.verdicts)])
+        lines = [self.title]
+        for name, *cells in table:
+            columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("  ".join([name.ljust(widths[0]), *columns]).rstrip())
+        lines += [f"{v.name.ljust(widths[0])}  {v.outcome}: {v.detail}" for v in self.verdicts]
+        return "\n".join([*lines, "", *self.notes()])
+
+    def as_markdown(self) -> str:
+        lines = [f"# {self.title}", "", "| | dense | shrunk | shrunk / dense |", "|-|-:|-:|-:|"]
+        lines += [f"| {row.name} | {row.dense} | {row.shrunk} | {row.ratio} |" for row in self.rows]
+        lines += ["", "| gate | verdict | |", "|-|-|-|"]
+        lines += [f"| {v.name} | {v.outcome} | {v.detail} |" for v in self.verdicts]
+        if self.variants:
+            lines += ["", "| variant | | latency | / fp32 | top-1 | file | |", "|-|-|-:|-:|-:|-:|-|"]
+        for v in self.variants:
+            lines.append(
+                f"| {v.name} | {v.outcome} | {v.latency} | {v.ratio} | {v.top1} | {v.size} | {v.reason or ''} |"
+            )
+        return "\n".join([*lines, "", *(f"{fact}  " for fact in self._facts()), ""])
+
+
+def summarise(
+    title: str,
+    metrics: Mapping[str, float],
+    gates: Sequence[Mapping[str, Any]],
+    targets: Mapping[str, float],
+    model: str,
+    seconds: float,
+) -> Summary:
+    """The summary of a run's flat metrics; what was not measured has no row."""
+    rows = [
+        _pair(metrics, "FLOPs per image", "flops.dense", "flops.shrunk", scaled),
+        _pair(metrics, "parameters", "params.dense", "params.shrunk", scaled),
+        _pair(metrics, "ONNX file", "size.dense_bytes", "size.shrunk_bytes", lambda value: f"{scaled(value)}B"),
+        _latency(metrics),
+        _accuracy(metrics),
+        _pair(metrics, "training time", "time.dense_epochs_s", "time.epochs_s", duration),
+    ]
+    verdicts = tuple(_verdict(gate) for gate in gates)
+    return Summary(title, tuple(row for row in rows if row), verdicts, targets, model, seconds)
+
+
+def _verdict(gate: Mapping[str, Any]) -> Verdict:
+    measured = "not measured" if gate["value"] is None else f"{gate['value']:.3g}"
+    interval = f" [{gate['low']:.3g}, {gate['high']:.3g}]" if "low" in gate else ""
+    doubt = f"; {gate['doubt']}" if "doubt" in gate else ""
+    return Verdict(gate_title(gate["name"]), gate["outcome"], f"{measured}{interval}, {gate['limit']}{doubt}")
+
+
+def gate_title(name: str) -> str:
+    """The words for a gate, as the closing table has them."""
+    return {**GATES, **CHOSEN_GATES}.get(name, name)
+
+
+def both_readings(targets: Mapping[str, float]) -> str:
+    """Targets by cost, each read both ways."""
+    return "; ".join(
+        f"{target:g} of the dense {COST_NAMES[cost]}: keep at most {100 * target:g} %, prune {100 - 100 * target:g} %"
+        for cost, target in targets.items()
+    )
+
+
+def _pair(
+    metrics: Mapping[str, float], name: str, dense: str, shrunk: str, shown: Callable[[float], str]
+) -> Row | None:
+    if dense not in metrics or shrunk not in metrics:
+        return None
+    return Row(name, shown(metrics[dense]), shown(metrics[shrunk]), f"{metrics[shrunk] / metrics[dense]:.3f}")
+
+
+def _latency(metrics: Mapping[str, float]) -> Row | None:
+    row = _pair(metrics, "latency (p50, 1 image)", "latency.dense_p50_ms", "latency.shrunk_p50_ms", milliseconds)
+    if row is None or "latency.ratio" not in metrics:
+        return row
+    low, high = metrics["latency.ratio_low"], metrics["latency.ratio_high"]
+    return replace(row, ratio=f"{metrics['latency.ratio']:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def _accuracy(metrics: Mapping[str, float]) -> Row | None:
+    """The dense column stays empty unless a dense network was trained."""
+    if "accuracy.onnx" not in metrics:
+        return None
+    pruned = metrics["accuracy.onnx"]
+    if "accuracy.dense" not in metrics:
+        return Row("accuracy (top-1)", "", f"{pruned:.4f}", "")
+    dense = metrics["accuracy.dense"]
+    return Row("accuracy (top-1)", f"{dense:.4f}", f"{pruned:.4f}", f"{100 * (pruned - dense):+.2f} points")

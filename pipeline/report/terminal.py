@@ -1,0 +1,151 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere, or nothing.
+
+rich is imported on first use: `atopipe --help` does without it.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from atopipe.pipeline.report.summary import Summary
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from atopipe.ato.training.loop import EpochRecord, Progress
+
+
+class QuietDisplay:
+    """Shows nothing."""
+
+    def say(self, line: str) -> None:
+        """An announcement of one line."""
+
+    def begin(self, stage: str) -> None:
+        """A stage starts."""
+
+    def loading(self, done: int, total: int) -> None:
+        """So many images of the data set are decoded."""
+
+    def progress(self, progress: "Progress") -> None:
+        """One training step is done."""
+
+    def epoch(self, record: "EpochRecord") -> None:
+        """One epoch is done."""
+
+    def closing(self, summary: Summary) -> None:
+        """The table at the end of a run."""
+
+    def stop(self) -> None:
+        """A stage is over, however it ended: nothing moves on the screen any more."""
+
+
+class PlainDisplay(QuietDisplay):
+    """Lines without colour or movement, one per epoch: for logs and build servers."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def say(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+    def epoch(self, record: "EpochRecord") -> None:
+        self.say(epoch_line(record))
+
+    def closing(self, summary: Summary) -> None:
+        self.say(f"\n{summary.as_text()}")
+
+
+class LiveDisplay(QuietDisplay):
+    """A progress bar over the whole training with the time left, and a closing table in restrained colour."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self.console = Console(file=stream, highlight=False)
+        self.bar: Bar | None = None
+        self.task: TaskID | None = None
+        self.fields = {"val": "-", "kept": "-"}
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def begin(self, stage: str) -> None:
+        self._move(0, None, stage)
+
+    def loading(self, done: int, total: int) -> None:
+        self._move(done, total, f"images decoded: {done:,} of {total:,}")
+
+    def progress(self, progress: "Progress") -> None:
+        state = f"epoch {progress.epoch}/{progress.epochs}  {progress.phase:<6}  loss {progress.loss:.3f}"
+        state += f"  val {self.fields['val']}  FLOPs kept {self.fields['kept']}"
+        self._move(progress.step, progress.steps, state)
+
+    def epoch(self, record: "EpochRecord") -> None:
+        self.fields = {"val": f"{record.val_accuracy:.3f}", "kept": f"{record.flops_kept:.3f}"}
+
+    def closing(self, summary: Summary) -> None:
+        self.console.print()
+        self.console.print(closing_table(summary))
+        for line in summary.notes():
+            self.say(line)
+
+    def _move(self, done: int, total: int | None, state: str) -> None:
+        if self.bar is None:
+            self.bar = _new_bar(self.console)
+            self.task = self.bar.add_task("", total=total, state=state)
+            self.bar.start()
+        if self.task is not None:
+            self.bar.update(self.task, completed=done, total=total, state=state)
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = self.task = None
+
+
+Display = QuietDisplay
+
+
+def open_display(*, quiet: bool, machine: bool) -> Display:
+    """The display that fits where the output goes; it leaves standard output alone where that is for a machine."""
+    if quiet:
+        return QuietDisplay()
+    stream = sys.stderr if machine else sys.stdout
+    return LiveDisplay(stream) if stream.isatty() and not os.environ.get("CI") else PlainDisplay(stream)
+
+
+def epoch_line(record: "EpochRecord") -> str:
+    """One epoch in one line."""
+    return (
+        f"epoch {record.epoch:>3}/{record.epochs}  {record.phase:<6}  loss {record.loss:.4f}  "
+        f"accuracy train {record.train_accuracy:.4f} val {record.val_accuracy:.4f}  "
+        f"FLOPs kept {record.flops_kept:.4f}  {record.seconds:.1f} s"
+    )
+
+
+def closing_table(summary: Summary) -> Any:
+    """The rows of the summary as a rich table."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=summary.title, title_style="bold", title_justify="left")
+    table.add_column("")
+    for heading in ("dense", "shrunk", "shrunk / dense"):
+        table.add_column(heading, justify="right")
+    for row in summary.rows:
+        table.add_row(row.name, Text(row.dense, "dim"), Text(row.shrunk, "bold"), row.ratio)
+    table.add_section()
+    for verdict in summary.verdicts:
+        style = {"pass": "green", "fail": "bold red"}.get(verdict.outcome, "yellow")
+        table.add_row(verdict.name, "", Text(verdict.outcome, style), Text(verdict.detail, "dim"))
+    return table
+
+
+def _new_bar(console: Any) -> "Bar":
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,106 @@
+"""Is a run directory as its stages left it? Every file is held against a digest that was written down with it.
+
+result.json     of every stage, sealed with its own digest: the digests of the stage's files, and of what it read
+manifest.json   sealed likewise: the digest of every result, and of the files beside the stages
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import MANIFEST, RESULT
+from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json
+
+PUBLISHED = ("bundle", "report")  # stages whose files have copies at the top of the run directory
+OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they say so themselves, or go on changing
+GROWING = ("checkpoints", "tensorboard")
+NEVER = "missing: no command on this run has ended yet"
+BROKEN = "changed: it does not fit the digest it ends with"
+Digests = dict[str, str]
+Sealed = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file of the run directory and what is wrong with it."""
+
+    file: str
+    what: str
+
+    def as_text(self) -> str:
+        """One line."""
+        return f"{self.file}: {self.what}"
+
+
+def verify(run: RunDirectory) -> list[Problem]:
+    """Everything that is missing, changed or extra, by name; empty if the run is as its stages left it."""
+    manifest = _sealed(run.root / MANIFEST)
+    if isinstance(manifest, str):
+        return [Problem(MANIFEST, NEVER if manifest == "missing" else manifest)]
+    names = {stage["stage"] for stage in manifest["stages"]} | _stages_in(run.root)
+    results = {name: _sealed(run.folder(name) / RESULT) for name in sorted(names)}
+    whole = {name: result for name, result in results.items() if isinstance(result, dict)}
+    broken = [Problem(f"stages/{name}/{RESULT}", what) for name, what in results.items() if isinstance(what, str)]
+    # The files of a stage whose result is broken are judged by the manifest.
+    artifacts = {stage["stage"]: stage["artifacts"] for stage in manifest["stages"]}
+    artifacts |= {name: result["artifacts"] for name, result in whole.items()}
+    current = {stage["stage"] for stage in manifest["stages"] if stage["current"]}
+    copies = [(name in current, artifacts.get(name, {})) for name in PUBLISHED]
+    expected = manifest["files"] | _in_stages(artifacts) | _union(files for is_current, files in copies if is_current)
+    outdated = _union(files for is_current, files in copies if not is_current)
+    return [*broken, *_chain(manifest, whole), *_differences(run.root, expected, outdated)]
+
+
+def _sealed(path: Path) -> Sealed | str:
+    """The content, or what is wrong with the file."""
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        return "missing"
+    except DamagedError:
+        return BROKEN
+
+
+def _stages_in(root: Path) -> set[str]:
+    folder = root / "stages"
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+
+
+def _chain(manifest: Sealed, results: dict[str, Sealed]) -> Iterator[Problem]:
+    """The results are those of the manifest, and what was current when it was written fits together."""
+    digests = {stage["stage"]: stage["digest"] for stage in manifest["stages"]}
+    for stage in manifest["stages"]:
+        name, read = stage["stage"], stage["inputs"]
+        if name in results and sha256_json(results[name]) != stage["result"]:
+            yield Problem(f"stages/{name}/{RESULT}", "changed since the manifest was written")
+        if stage["current"] and any(digests.get(other, digest) != digest for other, digest in read.items()):
+            yield Problem(f"stages/{name}", "made from other results than those that are here")
+
+
+def _in_stages(artifacts: dict[str, Digests]) -> Digests:
+    return {f"stages/{name}/{file}": digest for name, files in artifacts.items() for file, digest in files.items()}
+
+
+def _union(files: Iterable[Digests]) -> Digests:
+    return {name: digest for some in files for name, digest in some.items()}
+
+
+def _differences(root: Path, expected: Digests, tolerated: Collection[str]) -> Iterator[Problem]:
+    """`tolerated`: copies of what is out of date, which may have been taken away or written anew."""
+    for name, digest in expected.items():
+        if not (root / name).is_file():
+            yield Problem(name, "missing")
+        elif sha256_file(root / name) != digest:
+            yield Problem(name, "changed")
+    for file in files_in(root):
+        name = file.relative_to(root).as_posix()
+        if name not in expected and name not in tolerated and not _belongs(name):
+            yield Problem(name, "extra: no stage left it")
+
+
+def _belongs(name: str) -> bool:
+    """Whether a file without a digest may be there: of work that goes on or has been cut off, and results."""
+    parts = name.split("/")
+    return name in OWN or parts[-1] == RESULT or parts[0] in GROWING or any(part.startswith(".") for part in parts)

@@ -1,0 +1,105 @@
+"""The gates of a run: what every delivered model must reach, and what the user asks for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.report.results import PARITY_GATES
+from atopipe.pipeline.stages.validate.variants import Variant
+
+if TYPE_CHECKING:
+    from atopipe.validate.accuracy import Accuracy, Flips
+    from atopipe.validate.gates import Gate, Verdict
+    from atopipe.validate.latency import Comparison
+    from atopipe.validate.parity import Parity
+
+
+LOSSLESS_LIMIT = 1e-10
+ONE_IMAGE = 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured.
+
+    `parting`: where the delivered file differs first, if it does; `doubt`: why nothing can be decided by the latency,
+    None where it can.
+    """
+
+    parity: "Parity"
+    parting: str
+    accuracies: "Mapping[str, Accuracy]"
+    flips: "Mapping[str, Flips]"
+    variants: list[Variant]
+    latency: "Comparison"
+    doubt: str | None
+
+
+def _located(verdicts: "list[Verdict]", parting: str) -> "list[Verdict]":
+    """The same verdicts; the first failed one about parity says where the file parts from the network."""
+    broken = next((v for v in verdicts if v.gate.name in PARITY_GATES and v.outcome.value == "fail"), None)
+    return [replace(v, reason=f"{v.reason}: {parting}") if v is broken else v for v in verdicts]
+
+
+def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
+    """What every delivered model must reach, whatever its settings."""
+    from atopipe.validate.gates import Gate
+    from atopipe.validate.parity import ROUNDING_LIMIT
+
+    counted, parity = _metrics_of(context, "shrink"), found.parity
+    onnx, shrunk = found.accuracies["onnx"], found.accuracies["shrunk"]
+    return [
+        Gate("lossless.max_rel_diff", counted.get("lossless.max_rel_diff"), LOSSLESS_LIMIT),
+        Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
+        Gate("parity.float64_rel_diff", parity.float64_rel_diff, parity.tolerance),
+        Gate("parity.rounding_ratio", parity.rounding_ratio, ROUNDING_LIMIT),
+        *(
+            Gate(f"{cost}.ratio", counted.get(f"{cost}.ratio"), target)
+            for cost, target in context.config.targets.items()
+        ),
+        Gate("accuracy.onnx_images_off", abs(onnx.correct - shrunk.correct), ONE_IMAGE),
+    ]
+
+
+def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
+    """The limits of section `gates` that were set."""
+    from atopipe.validate.gates import Bound, Gate
+    from atopipe.validate.latency import speedup_gate
+
+    limits, gates = context.config.gates, []
+    if limits.max_accuracy_drop is not None:
+        change = found.flips["dense_to_onnx"]
+        gates.append(Gate("accuracy.drop", change.drop, limits.max_accuracy_drop, interval=change.drop_interval()))
+    if limits.min_accuracy is not None:
+        onnx = found.accuracies["onnx"]
+        gates.append(Gate("accuracy.onnx", onnx.top1, limits.min_accuracy, Bound.AT_LEAST, onnx.interval()))
+    if limits.min_speedup is not None:
+        gates.append(speedup_gate(found.latency, limits.min_speedup, found.doubt))
+    if limits.max_latency_ms is not None:
+        arm = found.latency.second
+        limit, interval = limits.max_latency_ms, arm.interval_ms
+        gates.append(Gate("latency.shrunk_p50_ms", arm.p50_ms, limit, interval=interval, doubt=found.doubt))
+    if limits.max_size_mb is not None:
+        size = _metrics_of(context, "export").get("size.shrunk_bytes")
+        gates.append(Gate("size.shrunk_mb", None if size is None else size / 1e6, limits.max_size_mb))
+    return gates
+
+
+def _metrics_of(context: Context, stage: str) -> Mapping[str, float]:
+    result = context.run.result(stage)
+    return result.metrics if result else {}
+
+
+def _as_dict(verdict: "Verdict") -> dict[str, object]:
+    gate = verdict.gate
+    limit = f"{gate.bound.value} {gate.limit:g}"
+    return {
+        "name": gate.name,
+        "value": gate.value,
+        "limit": limit,
+        "outcome": verdict.outcome.value,
+        "reason": verdict.reason,
+        **({"low": gate.interval[0], "high": gate.interval[1]} if gate.interval else {}),
+        **({"doubt": gate.doubt} if gate.doubt else {}),
+    }

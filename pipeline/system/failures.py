@@ -1,0 +1,93 @@
+"""Any exception as one sentence and one exit code.
+
+The leaves (`ato`, `export`, `validate`) raise exceptions of their own; `explain` maps those as well. They are named by
+string, so that reading this table loads none of the heavy libraries that the leaves need.
+"""
+
+import errno
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from atopipe.pipeline.system.errors import EXPORT_OR_PARITY, AtopipeError, Interrupted, MissingError, UsageError
+
+LEAF_EXIT_CODES: Mapping[str, int] = {
+    "atopipe.ato.groups.NoGroupsError": UsageError.exit_code,
+    "atopipe.ato.discovery.capture.GraphError": UsageError.exit_code,
+    "atopipe.ato.search.selection.BudgetError": UsageError.exit_code,
+    "atopipe.ato.schedule.ScheduleError": UsageError.exit_code,
+    "atopipe.ato.removal.structure.StructureError": EXPORT_OR_PARITY,
+    "atopipe.ato.search.mask_search.DivergedError": AtopipeError.exit_code,
+    "atopipe.ato.removal.shrink.LossyError": EXPORT_OR_PARITY,
+    "atopipe.export.onnx.ExportError": EXPORT_OR_PARITY,
+    "atopipe.export.variants.QuantizeError": EXPORT_OR_PARITY,
+    "atopipe.validate.parity.ParityError": EXPORT_OR_PARITY,
+    "atopipe.validate.accuracy.AccuracyError": EXPORT_OR_PARITY,
+    "atopipe.validate.latency.LatencyError": EXPORT_OR_PARITY,
+    "atopipe.validate.session.SessionError": EXPORT_OR_PARITY,
+    "atopipe.validate.session.ProviderError": MissingError.exit_code,
+}
+
+OUT_OF_MEMORY = frozenset({"builtins.MemoryError", "torch.OutOfMemoryError"})
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # a plain RuntimeError in torch
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # as torch writes them
+OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the user is told, and the exit code of the process."""
+
+    message: str
+    exit_code: int
+
+
+def explain(error: BaseException, folder: Path | None = None) -> Failure | None:
+    """The failure `error` stands for, or None where it is a defect and its traceback is wanted.
+
+    `folder` is where the run was writing: the operating system does not always say.
+    """
+    if isinstance(error, AtopipeError):
+        return Failure(str(error), error.exit_code)
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    for name in names & LEAF_EXIT_CODES.keys():
+        return Failure(str(error), LEAF_EXIT_CODES[name])
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted: what is complete stays usable", Interrupted.exit_code)
+    if names & OUT_OF_MEMORY or CPU_ALLOCATOR in str(error):
+        return Failure(_out_of_memory(str(error)), MissingError.exit_code)
+    return _explain_os(error, folder) if isinstance(error, OSError) else None
+
+
+def _out_of_memory(text: str) -> str:
+    """How much was asked for and how much is there: torch's allocators say the former, for a GPU both."""
+    from atopipe.pipeline.system.machine import available_memory
+
+    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", text, re.IGNORECASE)
+    left = re.search(r"of which ([\d.]+) (\w+) is free", text)
+    free = _bytes(left) if left else available_memory()
+    wanted = f"{_bytes(asked) / 1e9:.1f} GB more were asked for and " if asked else ""
+    return f"out of memory: {wanted}{free / 1e9:.1f} GB are free: lower --batch-size or data.input_size"
+
+
+def _bytes(size: re.Match[str]) -> float:
+    return float(size[1]) * UNITS[size[2]]
+
+
+def _explain_os(error: OSError, folder: Path | None) -> Failure | None:
+    place = Path(error.filename) if isinstance(error.filename, str) else (folder or Path.cwd())
+    if error.errno in OUT_OF_SPACE:
+        free = shutil.disk_usage(_existing(folder or place)).free / 1e6
+        message = f"no space left in '{folder or place}' ({free:.1f} MB free): free some, or choose another --output"
+        return Failure(message, MissingError.exit_code)
+    if error.errno in NOT_WRITABLE:
+        message = f"'{place}' cannot be used ({error.strerror}): change its permissions, or choose another --output"
+        return Failure(message, MissingError.exit_code)
+    return None
+
+
+def _existing(path: Path) -> Path:
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())

@@ -1,0 +1,74 @@
+"""One training job of several processes, as torchrun starts them: who this process is."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+from atopipe.pipeline.system.errors import UsageError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+PATIENCE_S = 3.0  # in which rank 0, or the process that knows more, speaks first
+SPOKEN = "atopipe/spoken"
+
+
+@dataclass(frozen=True)
+class Job:
+    """This process's number among all `size` of the job, and among the `local_size` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises UsageError unless every process gets the same number of images, at least 2."""
+        if batch_size % self.size or batch_size < 2 * self.size:
+            raise UsageError(
+                f"--batch-size is {batch_size}, but must be divisible by the {self.size} processes of this job, "
+                "with 2 images or more for each"
+            )
+
+
+def this_job() -> Job:
+    """As the launcher tells in the environment; a job of one process where there is no launcher."""
+    if not all(name in os.environ for name in VARIABLES):
+        return Job()
+    return Job(*(int(os.environ[name]) for name in VARIABLES[:4]))
+
+
+def least(value: int) -> int:
+    """The smallest of the values that the processes have, while they are together."""
+    import torch
+    from torch import distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    smallest = torch.tensor(value)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+def may_speak() -> bool:
+    """Whether this process is the one that tells why the job ended; only one does.
+
+    Rank 0 where it knows; another one where rank 0 does not, or is gone.
+    """
+    job = this_job()
+    if job.size == 1:
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in the list
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PATIENCE_S))
+        end = time.monotonic() + (PATIENCE_S if job.rank else 0)
+        while time.monotonic() < end and not store.check([SPOKEN]):
+            time.sleep(0.05)
+        return bool(store.add(SPOKEN, 1) == 1)
+    except RuntimeError:  # the launcher is gone as well
+        return True

@@ -1,0 +1,158 @@
+"""The configuration: precedence, round trip, and one sentence for everything that is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from atopipe.ato.recipe import ControllerSettings, PhaseSettings, WeightSettings
+from atopipe.pipeline.config.load import load_config, parse_config, recipe_names
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.system.errors import UsageError
+
+GIVEN: dict[str, object] = {"model.name": "resnet50", "target_flops": 0.3}
+FRACTION = "a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's FLOPs"
+
+
+def write(path: Path, **content: Any) -> Path:
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_values_override_the_file_which_overrides_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", model="resnet18", target_flops=0.5, seed=3, data={"val_fraction": 0.1})
+    config = load_config(file, {"target_flops": "0.25", "data.source": "imagefolder:x"})
+    assert (config.model.name, config.target_flops, config.seed) == ("resnet18", 0.25, 3)
+    assert (config.data.source, config.data.val_fraction, config.device) == ("imagefolder:x", 0.1, "auto")
+
+
+def test_an_inline_recipe_changes_the_one_it_names(tmp_path: Path) -> None:
+    recipe = {"base": "quick", "epochs": 3, "weights": {"learning_rate": 0.5}}
+    plain = load_config(None, GIVEN).recipe
+    changed = load_config(write(tmp_path / "a.yaml", recipe=recipe), GIVEN).recipe
+    assert (changed.epochs, changed.weights.learning_rate) == (3, 0.5)
+    assert (changed.batch_size, changed.weights.optimizer) == (plain.batch_size, plain.weights.optimizer)
+
+
+def test_a_named_recipe_replaces_the_files_and_flags_change_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", recipe={"epochs": 3, "batch_size": 7})
+    config = load_config(file, {**GIVEN, "recipe": "quick", "recipe.epochs": "5"})
+    assert config.recipe.epochs == 5
+    assert config.recipe.batch_size == load_config(None, GIVEN).recipe.batch_size != 7
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_shipped_recipes_are_valid_and_survive_yaml(recipe: str) -> None:
+    config = load_config(None, {**GIVEN, "recipe": recipe, "model.args": {"width": 2}})
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.resolved()))) == config
+
+
+def test_the_recipe_for_cifar_is_the_usual_one_and_the_rest_is_the_default() -> None:
+    recipe = load_config(None, {**GIVEN, "recipe": "cifar"}).recipe
+    assert recipe.weights == WeightSettings("sgd", 0.1, 0.0005, warmup=0.025, label_smoothing=0.0)
+    assert (recipe.epochs, recipe.batch_size, recipe.phases) == (200, 128, PhaseSettings())
+    assert recipe.controller == ControllerSettings()
+
+
+@pytest.mark.parametrize(
+    ("given", "variants"),
+    [
+        ("fp32,fp16,int8", ("fp32", "fp16", "int8")),
+        ("int8, fp16", ("fp32", "fp16", "int8")),
+        (["int8", "int8"], ("fp32", "int8")),
+        ("fp32", ("fp32",)),
+        ([], ("fp32",)),
+    ],
+)
+def test_variants_are_in_one_order_and_fp32_is_among_them(given: object, variants: tuple[str, ...]) -> None:
+    config = load_config(None, {**GIVEN, "variants": given})
+    assert config.variants == variants
+    assert config.identity() == load_config(None, GIVEN).identity()
+
+
+def test_threads_are_no_part_of_the_identity() -> None:
+    one, two = (load_config(None, {**GIVEN, "threads": n}) for n in (1, 2))
+    assert one.identity() == two.identity() != load_config(None, {**GIVEN, "seed": 1}).identity()
+
+
+def test_a_slice_holds_what_was_asked_for() -> None:
+    assert load_config(None, GIVEN).slice_for(("seed", "target_flops")) == {"seed": 0, "target_flops": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"target_flops": "1.5"}, f"--target-flops is 1.5, but must be {FRACTION}"),
+        ({"target_flops": 0}, f"--target-flops is 0, but must be {FRACTION}"),
+        ({"target_flops": "-0.1"}, f"--target-flops is -0.1, but must be {FRACTION}"),
+        ({"target_flops": float("nan")}, f"--target-flops is nan, but must be {FRACTION}"),
+        ({"target_flops": "half"}, f"--target-flops is half, but must be {FRACTION}"),
+        ({"recipe.epochs": "0"}, "--epochs is 0, but must be 1 or more"),
+        ({"recipe.epochs": "many"}, "--epochs is many, but must be a whole number"),
+        ({"recipe.batch_size": "1"}, "--batch-size is 1, but must be 2 or more"),
+        ({"seed": "-1"}, "--seed is -1, but must be a whole number from 0 to 4294967295"),
+        ({"recipe.precision": "fp16"}, "--precision is fp16, but must be 'auto', 'float32' or 'bfloat16'"),
+        ({"recipe.live_shrink": "maybe"}, "--live-shrink is maybe, but must be true or false"),
+        ({"device": "gpu"}, "--device is gpu, but must be 'auto', 'cpu' or 'cuda'"),
+        ({"variants": "fp32,int4"}, "--variants is int4, but must be 'fp32', 'fp16' or 'int8'"),
+        ({"variants": 8}, "--variants is 8, but must be a list of names like [fp32, int8]"),
+        (
+            {"gates.max_variant_drop": 2},
+            "--max-variant-drop is 2, but must be a number from 0 to 1: 0.01 allows one point of top-1",
+        ),
+        ({"data.val_fraction": 1}, "data.val_fraction is 1, but must be a number between 0 and 1"),
+        ({"recipe": "quikc"}, "unknown recipe 'quikc': did you mean quick?"),
+        ({"sed": 1}, "unknown configuration key 'sed': did you mean seed?"),
+        ({"data.sauce": 1}, "unknown configuration key 'data.sauce': did you mean source?"),
+        (
+            {"recipe.weights.learning_rat": 1},
+            "unknown configuration key 'recipe.weights.learning_rat': did you mean learning_rate?",
+        ),
+        ({"recipe.weights.learning_rate": -1}, "recipe.weights.learning_rate is -1.0, but must be above 0"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(None, GIVEN | values)
+    assert str(caught.value) == sentence
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(UsageError, match=r"^--model is missing: give it, e.g. '--model resnet50'$"):
+        load_config(None, {"target_flops": 0.3})
+    with pytest.raises(UsageError, match=r"^--target-flops is missing: give it, e.g. '--target-flops 0.3'$"):
+        load_config(None, {"model.name": "resnet50"})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("model: [", "configuration file '{file}' is no valid YAML (line 1)"),
+        ("- a\n- b\n", "configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'"),
+        ("!!python/object/apply:os.system ['true']", "configuration file '{file}' is no valid YAML (line 1)"),
+        ("", "configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'"),
+        ("model: 5\ntarget_flops: 0.3\n", "--model is 5, but must be a name, or a section of 'key: value' lines"),
+        (
+            "model: a\ntarget_flops: 1\nrecipe: 5\n",
+            "recipe is 5, but must be a name, or a section of 'key: value' lines",
+        ),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load_config(file, {"data.source": "digits"})
+    assert str(caught.value) == sentence.format(file=file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml' cannot be read: No such file or directory$"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_configuration_cannot_be_changed() -> None:
+    config: Config = load_config(None, GIVEN)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]

@@ -1,0 +1,60 @@
+"""What the stages share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atopipe.pipeline.config.load import load_config
+from atopipe.pipeline.engine.workspace import Workspace
+from atopipe.pipeline.models.inference import save_tensors
+from atopipe.pipeline.report.terminal import QuietDisplay
+from atopipe.pipeline.system.errors import MissingError
+
+
+def workspace(values: Mapping[str, object]) -> Workspace:
+    config = load_config(None, {"model.name": "resnet18", "target_flops": 0.3, "threads": 1, **values})
+    return Workspace(config, QuietDisplay())
+
+
+def test_sample_images_are_spread_over_the_validation_set() -> None:
+    shared = workspace({})
+    everything = torch.cat([images for images, _ in shared.data.val.batches(64, device="cpu")])
+    torch.testing.assert_close(shared.images(5), everything[[0, 90, 180, 269, 359]], rtol=0, atol=0)
+    torch.testing.assert_close(shared.images(1000), everything, rtol=0, atol=0)
+    assert shared.example.shape == (1, *everything.shape[1:])
+
+
+def test_a_new_model_depends_on_the_seed_alone() -> None:
+    one, same, other = (workspace({"seed": seed}).new_model().state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+
+
+def test_tied_and_strided_tensors_are_saved(tmp_path: Path) -> None:
+    tied = torch.arange(6.0).view(2, 3)
+    tensors = {"a": tied, "b": tied, "c": tied.T, "d": tied[1]}
+    save_tensors(tmp_path / "t.safetensors", tensors)
+    loaded = load_file(tmp_path / "t.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_format_is_announced_and_used(precision: str) -> None:
+    said: list[str] = []
+    shared = workspace({"recipe.precision": precision, "device": "cpu"})
+    shared.display.say = said.append  # type: ignore[method-assign]
+    execution = shared.execution(shared.new_model())
+    assert f"device  cpu (threads: 1, {precision})" in said
+    assert execution.precision is getattr(torch, precision)
+    assert shared.conditions(execution)["precision"] == precision
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_missed() -> None:
+    with pytest.raises(MissingError) as caught:
+        _ = workspace({"device": "cuda"}).device
+    assert str(caught.value) == "--device cuda: torch finds no CUDA GPU here: choose --device cpu, or repair the driver"

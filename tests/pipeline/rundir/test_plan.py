@@ -1,0 +1,80 @@
+"""What would run, and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from atopipe.pipeline.config.load import load_config
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.plan import changes, plan
+from atopipe.pipeline.system.files import write_text
+
+
+@dataclass(frozen=True)
+class Spec:
+    NAME: str
+    INPUTS: tuple[str, ...] = ()
+    SETTINGS: tuple[str, ...] = ("seed", "recipe")
+    LIBRARIES: tuple[str, ...] = ("numpy",)
+
+
+FIRST, SECOND, THIRD = Spec("first"), Spec("second", ("first",), ()), Spec("third", ("second",), ())
+ALL = (FIRST, SECOND, THIRD)
+
+
+def config(**values: object) -> Config:
+    return load_config(None, {"model.name": "resnet50", "target_flops": 0.3, **values})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run whose three stages are complete."""
+    run = RunDirectory.create(tmp_path / "run", config())
+    for stage in ALL:
+        complete(run, stage)
+    return run
+
+
+def complete(run: RunDirectory, stage: Spec, content: str = "x") -> None:
+    write_text(run.begin(stage.NAME) / "out.txt", content)
+    run.commit(stage, {}, seconds=1.0, peak_bytes=1)
+
+
+def said(run: RunDirectory, *forced: str) -> list[str]:
+    return [step.as_text() for step in plan(ALL, run, forced)]
+
+
+def test_nothing_runs_where_nothing_has_changed(run: RunDirectory) -> None:
+    assert said(run) == [f"{name:<8} is skipped: unchanged" for name in ("first", "second", "third")]
+
+
+def test_a_changed_setting_is_named_with_both_values_and_reaches_all_that_follows(run: RunDirectory) -> None:
+    changed = RunDirectory(run.root, config(**{"recipe.epochs": 7}))
+    assert said(changed) == [
+        f"first    runs: recipe.epochs was {run.config.recipe.epochs}, is 7",
+        "second   runs: if what first leaves is new",
+        "third    runs: if what second leaves is new",
+    ]
+
+
+def test_a_stage_that_was_asked_for_runs(run: RunDirectory) -> None:
+    lines = said(run, "second")
+    assert lines[0] == "first    is skipped: unchanged"
+    assert lines[1:] == ["second   runs: asked for", "third    runs: if what second leaves is new"]
+
+
+def test_another_result_of_a_stage_before_is_a_reason(run: RunDirectory) -> None:
+    complete(run, FIRST, "y")
+    assert changes(SECOND, run) == ["what stage first left has changed"]
+
+
+def test_a_library_is_named(run: RunDirectory) -> None:
+    reasons = changes(Spec("first", LIBRARIES=("numpy", "no-such-library")), run)
+    assert reasons == ["no-such-library was not there, is absent"]
+
+
+def test_what_was_never_done(tmp_path: Path) -> None:
+    assert changes(FIRST, RunDirectory(tmp_path / "nowhere", config())) == ["not done yet"]
+    assert not (tmp_path / "nowhere").exists()

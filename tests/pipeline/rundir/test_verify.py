@@ -1,0 +1,172 @@
+"""`verify`, `why`, `--from`, `--until`, `--dry-run` and `--from-manifest` on a real run."""
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from harness import flip_bit
+
+from atopipe.pipeline.cli.main import main
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.verify import Problem, verify
+
+NOT_VERIFIED = {"events.jsonl", "inputs.json", ".lock"}  # they go on growing, or can be made anew
+
+
+@pytest.fixture
+def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a copy of the finished run in `out`."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return tmp_path
+
+
+def problems(root: Path) -> list[Problem]:
+    return verify(RunDirectory.open(root))
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def test_a_run_as_its_stages_left_it_has_no_problem(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["verify", "out"]) == 0
+    assert capsys.readouterr().out == "'out' is as its stages left it\n"
+
+
+def test_one_flipped_bit_in_any_file_is_found(here: Path) -> None:
+    draw, out = random.Random(0), here / "out"
+    for name in files(out):
+        if name in NOT_VERIFIED or name == "config.yaml":
+            continue
+        before = (out / name).read_bytes()
+        flip_bit(out / name, draw)
+        assert name in {problem.file for problem in problems(out)}, name
+        (out / name).write_bytes(before)
+    assert problems(out) == []
+
+
+def test_missing_changed_and_extra_files_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = here / "out"
+    (out / "stages/export/model.onnx").unlink()
+    (out / "bundle/labels.txt").write_text("cat\n")
+    (out / "stages/train/notes.txt").write_text("mine")
+    assert main.main(["verify", "out"]) == 5
+    captured = capsys.readouterr()
+    assert set(captured.out.splitlines()) == {
+        "stages/export/model.onnx: missing",
+        "bundle/labels.txt: changed",
+        "stages/train/notes.txt: extra: no stage left it",
+    }
+    remedy = "remove what is extra, and take the rest from a copy or run its stage again with --from"
+    assert captured.err == f"atopipe: 'out': 3 files are not as the stages left them: {remedy}\n"
+
+
+def test_a_stage_from_another_run_breaks_the_chain(here: Path) -> None:
+    from atopipe.pipeline.system.files import read_sealed, write_sealed
+
+    path = here / "out/stages/shrink/result.json"
+    result = read_sealed(path)
+    write_sealed(path, {**result, "seconds": result["seconds"] + 1})
+    assert problems(here / "out") == [Problem("stages/shrink/result.json", "changed since the manifest was written")]
+
+
+def test_a_run_that_would_be_skipped_is_looked_at_all_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip_bit(here / "out/stages/train/weights.safetensors", random.Random(1))
+    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 5
+    changed = "'out/stages/train/weights.safetensors' has changed since stage train wrote it"
+    assert capsys.readouterr().err == f"atopipe: {changed}: run again with --from train\n"
+
+
+def test_an_unchanged_run_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = here / "out/stages"
+    times = {name: (stages / name).stat().st_mtime_ns for name in files(stages)}
+    assert main.main(["run", "--config", "config.yaml", "--output", "out"]) == 0
+    assert capsys.readouterr().out.count("unchanged, skipped") == 7
+    assert {name: (stages / name).stat().st_mtime_ns for name in files(stages)} == times
+
+
+def test_what_is_out_of_date_is_no_damage(here: Path) -> None:
+    assert main.main(["validate", "out", "--force", "--quiet"]) in (0, 3, 4)
+    assert problems(here / "out") == []
+    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--no-baseline", "--quiet"]) in (0, 3, 4)
+    assert problems(here / "out") == []
+
+
+def test_a_run_that_was_cut_off_is_no_damage(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(context: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atopipe.pipeline.stages.export.run", interrupt)
+    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--force", "--quiet"]) == 130
+    assert problems(here / "out") == []
+
+
+def test_a_manifest_is_not_compared_with_its_own_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["run", "--from-manifest", "out/manifest.json", "--output", "out"]) == 2
+    said = "--from-manifest 'out/manifest.json' is of the run in 'out' itself: give another --output"
+    assert capsys.readouterr().err == f"atopipe: {said}\n"
+
+
+def test_why_names_what_has_changed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["why", "out"]) == 0
+    assert all(line.endswith("is skipped: unchanged") for line in capsys.readouterr().out.splitlines())
+    net = here / "tiny_for_all.py"
+    net.write_text(net.read_text() + "\n# another\n")
+    assert main.main(["why", "out", "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert steps[0] == {"stage": "train", "runs": True, "reasons": ["model code has changed"]}
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["run", "--config", "config.yaml", "--output", "new", "--dry-run", "--until", "shrink"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{s:<8} runs: not done yet" for s in ("train", "baseline", "shrink")
+    ]
+    assert not (here / "new").exists()
+
+
+def test_from_and_until_choose_the_stages(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["run", "--config", "config.yaml", "--output", "out", "--from", "shrink", "--until", "export"]
+    assert main.main(chosen) == 0
+    said = capsys.readouterr().out
+    assert said.count("unchanged, skipped") == 2
+    assert [line.split()[0] for line in said.splitlines()[-2:]] == ["shrink", "export"]
+    assert problems(here / "out") == []
+
+
+@pytest.mark.parametrize("flag", ["--from", "--until"])
+def test_an_unknown_stage_is_named(here: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert main.main(["run", "--config", "config.yaml", "--output", "out", flag, "shrnk"]) == 2
+    sentence = f"{flag} is shrnk, which is no stage of this run: did you mean shrink?"
+    assert capsys.readouterr().err.splitlines()[-1] == f"atopipe: {sentence}"
+
+
+def test_a_manifest_makes_the_same_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["run", "--from-manifest", "out/manifest.json", "--output", "again"]) == 0
+    assert "model.onnx is the same as that of the manifest, byte for byte" in capsys.readouterr().out
+    first, second = (json.loads((here / name / "metrics.json").read_text()) for name in ("out", "again"))
+    varying = ("time.", "latency.", "memory.")
+    assert {k: v for k, v in first.items() if not k.startswith(varying) and not k.startswith("size.bundle")} == {
+        k: v for k, v in second.items() if not k.startswith(varying) and not k.startswith("size.bundle")
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "sentence"),
+    [
+        (None, 2, "--from-manifest 'm.json' cannot be read: No such file or directory"),
+        ("{}", 5, "'m.json' is damaged or no manifest of a run: take it from a copy of the run"),
+    ],
+)
+def test_a_bad_manifest_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], content: str | None, code: int, sentence: str
+) -> None:
+    if content is not None:
+        (here / "m.json").write_text(content)
+    assert main.main(["run", "--from-manifest", "m.json"]) == code
+    assert capsys.readouterr().err == f"atopipe: {sentence}\n"
