@@ -93,7 +93,7 @@ def test_two_processes_follow_one_with_the_same_batches(work: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("device  cpu (threads: 1, float32, 2 processes)") == 1
-    assert main.main([*command, "--output", "one", "--quiet"]) == 0
+    assert main([*command, "--output", "one", "--quiet"]) == 0
 
     masks = [np.load(work / f"mask{rank}.npy") for rank in (0, 1)]
     np.testing.assert_array_equal(*masks)
