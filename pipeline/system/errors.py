@@ -1,4 +1,4 @@
-"""What can go wrong, one class per exit code; the message of each is one sentence for the user.
+"""What can go wrong, one class per exit code.
 
     AtopipeError          1  unexpected
     ├── UsageError        2  an option, a configuration or a network that cannot work
@@ -6,6 +6,8 @@
     ├── Inconclusive      4  a measurement that cannot decide
     ├── MissingError      5  environment, provider, data or space that is not there
     └── Interrupted     130  stopped by the user, what is complete stays usable
+
+The message of each is one sentence for the user: the name, the value and the remedy.
 """
 
 EXPORT_OR_PARITY = 6
