@@ -2,7 +2,7 @@
 
     python benchmarks/zoo.py run              # resumable: what is in results/zoo.json is not measured again
     python benchmarks/zoo.py run resnet50     # these only, anew
-    python benchmarks/zoo.py table            # writes docs/models.md from results/zoo.json
+    python benchmarks/zoo.py table            # writes docs/reference/models.md from results/zoo.json
 
 Each model gets a process of its own, its default input size, ten classes and random weights. Groups are found and
 proven, random masks are drawn half-way between the dense and the smallest reachable FLOPs, the network is shrunk,
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "zoo.json", HERE.parent / "docs" / "models.md"
+RESULTS, PAGE = HERE / "results" / "zoo.json", HERE.parent / "docs" / "reference" / "models.md"
 # Of the processor, whatever else the machine does; torchvision has models of up to 645 million parameters.
 CPU_SECONDS = {"torchvision": 240, "timm": 60}
 WALL_SECONDS = 1200
@@ -167,7 +167,7 @@ def _environment() -> dict[str, Any]:
 
 
 def table() -> str:
-    """docs/models.md."""
+    """docs/reference/models.md."""
     known = json.loads(RESULTS.read_text(encoding="utf-8"))
     models, environment = known["models"], known["environment"]
     parts = {
@@ -192,7 +192,7 @@ def table() -> str:
         f"of an {environment['cpu']}, {environment['threads']} thread, Python {environment['python']}, {libraries}. "
         f"A model was stopped after {CPU_SECONDS['torchvision']} s of processor time, one of timm after "
         f"{CPU_SECONDS['timm']} s. This page is written by "
-        "[`benchmarks/zoo.py`](../benchmarks/zoo.py)."
+        "[`benchmarks/zoo.py`](../../benchmarks/zoo.py)."
     )
     lines = ["# Models", "", about, "", where, ""]
     for name, part in parts.items():

@@ -28,7 +28,7 @@ from atopipe.pipeline.report.terminal import epoch_line
 from atopipe.pipeline.system import errors, failures
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -164,18 +164,18 @@ def test_a_yaml_block_is_a_configuration(block: str, here: Path) -> None:
 
 
 def test_the_reference_shows_every_key_with_its_default() -> None:
-    whole = yaml.safe_load(blocks(TEXTS["docs/configuration.md"], "yaml")[0])
+    whole = yaml.safe_load(blocks(TEXTS["docs/reference/configuration.md"], "yaml")[0])
     assert whole == load_config(None, {"model.name": "resnet50", "target_flops": 0.3}).resolved()
 
 
 def test_the_reference_lists_every_recipe() -> None:
-    page = TEXTS["docs/configuration.md"]
+    page = TEXTS["docs/reference/configuration.md"]
     assert set(re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE)) == set(recipe_names())
 
 
 def test_the_reference_lists_every_environment_variable() -> None:
     rows = re.findall(
-        r"^\| `(ATOPIPE_\w+)` \| `(--[\w-]+)` \|\s*`?([\w.]*)`?\s*\|$", TEXTS["docs/configuration.md"], re.M
+        r"^\| `(ATOPIPE_\w+)` \| `(--[\w-]+)` \|\s*`?([\w.]*)`?\s*\|$", TEXTS["docs/reference/configuration.md"], re.M
     )
     options = [parameter for parameter in cli.commands["run"].params if parameter.envvar]
     keys = {flag: path for path, flag in FLAGS.items()} | {"--recipe": "recipe"}
@@ -183,12 +183,12 @@ def test_the_reference_lists_every_environment_variable() -> None:
 
 
 def test_the_reference_lists_every_source_of_data() -> None:
-    assert [name for name in source_names() if name not in TEXTS["docs/configuration.md"]] == []
+    assert [name for name in source_names() if name not in TEXTS["docs/reference/configuration.md"]] == []
 
 
 def test_the_examples_of_own_code_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    for body in blocks(TEXTS["docs/extending.md"], "python"):
+    for body in blocks(TEXTS["docs/how-to/extending.md"], "python"):
         name, _, code = body.removeprefix("# ").partition("\n")
         (here / name).write_text(code, encoding="utf-8")
     assert main(["inspect", "--model", "tiny:net", "--data", "noise:two_kinds", "--threads", "1"]) == 0
@@ -232,7 +232,7 @@ def test_every_metric_named_can_be_written_and_every_one_written_is_named() -> N
 
 
 def test_the_fields_of_the_history_are_named() -> None:
-    section = TEXTS["docs/run-directory.md"].partition("## history.json")[2].partition("##")[0]
+    section = TEXTS["docs/reference/run-directory.md"].partition("## history.json")[2].partition("##")[0]
     assert inline_code(section) == [field.name for field in fields(EpochRecord)]
 
 
@@ -241,7 +241,7 @@ def test_exit_codes_and_their_words_are_those_of_the_errors() -> None:
     rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", TEXTS["README.md"], re.MULTILINE))
     assert set(rows) == {*words, "0", str(errors.EXPORT_OR_PARITY)}
     assert {code for code, meaning in words.items() if meaning not in rows[code]} == set()
-    listed = TEXTS["docs/run-directory.md"].partition("## Exit codes")[2]
+    listed = TEXTS["docs/reference/run-directory.md"].partition("## Exit codes")[2]
     assert set(re.findall(r"(?:^|· )(\d+) ", listed, re.MULTILINE)) == set(rows)
     codes = {value.exit_code for value in vars(errors).values() if hasattr(value, "exit_code")}
     assert {int(code) for code in rows} == codes | {0} | set(failures.LEAF_EXIT_CODES.values())

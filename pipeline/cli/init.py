@@ -20,7 +20,7 @@ WORKFLOW = Path(".github/workflows/atopipe.yml")
 FOR_PEOPLE = ("report.html", "summary.md", "junit.xml", "bundle.zip")
 
 CONFIGURATION = """\
-# What `atopipe run --config` trains, and what it must reach; docs/configuration.md lists every key.
+# What `atopipe run --config` trains, and what it must reach; docs/reference/configuration.md lists every key.
 model:
   name: resnet18
 target_flops: 0.5
