@@ -17,7 +17,7 @@ settings.register_profile("soak", max_examples=400, deadline=None, database=None
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = furnish(tmp_path_factory.mktemp("original"))
     with working_in(folder):
-        assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
+        assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
     return folder
 
 

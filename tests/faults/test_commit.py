@@ -21,7 +21,7 @@ def test_a_commit_that_was_cut_off_is_ended(finished_run: Path) -> None:
     (stages / "train").rename(stages / ".train.partial")
     shutil.copytree(stages / "shrink", stages / ".shrink.old")
     with working_in(finished_run):
-        assert main.main(["run", "--config", "config.yaml", "--output", "out", "--until", "shrink", "--quiet"]) == 0
+        assert main(["run", "--config", "config.yaml", "--output", "out", "--until", "shrink", "--quiet"]) == 0
     said = (finished_run / "out/events.jsonl").read_text()
     assert said.count('"stage started", "stage": "train"') == 1
 
@@ -31,7 +31,7 @@ def test_an_attempt_without_a_result_is_dropped(finished_run: Path) -> None:
     (stages / "report").rename(stages / ".report.partial")
     (stages / ".report.partial/result.json").unlink()
     with working_in(finished_run):
-        assert main.main(["report", "out", "--quiet"]) in (0, 3, 4)
+        assert main(["report", "out", "--quiet"]) in (0, 3, 4)
     said = (finished_run / "out/events.jsonl").read_text()
     assert said.count('"stage started", "stage": "report"') == 2
     assert not list(stages.glob(".*"))
@@ -42,7 +42,7 @@ def test_an_older_result_comes_back_where_a_commit_was_cut_off_in_the_middle(fin
     (stages / "report").rename(stages / ".report.old")
     (stages / ".report.partial").mkdir()
     with working_in(finished_run):
-        assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
+        assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
     said = (finished_run / "out/events.jsonl").read_text()
     assert said.count('"stage started", "stage": "report"') == 1
     assert (stages / "report/result.json").exists()
@@ -59,8 +59,8 @@ def test_ctrl_c_in_the_middle_of_a_commit_waits_for_its_end(
 
     monkeypatch.setattr(RunDirectory, "_put_in_place", interrupted)
     with working_in(finished_run):
-        assert main.main(["report", "out", "--force", "--quiet"]) == 130
-        assert main.main(["verify", "out"]) == 0
+        assert main(["report", "out", "--force", "--quiet"]) == 130
+        assert main(["verify", "out"]) == 0
     events = [json.loads(line) for line in (finished_run / "out/events.jsonl").read_text().splitlines()]
     assert (events[-1]["event"], events[-1]["stage"]) == ("stage complete", "report")
 

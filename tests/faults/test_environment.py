@@ -85,7 +85,7 @@ def test_a_clock_that_jumps_back_changes_no_result(finished_run: Path, monkeypat
     real, jump = time.time, iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(jump))
     with working_in(finished_run):
-        assert main.main(["run", "--config", "config.yaml", "--output", "again", "--until", "shrink", "--quiet"]) == 0
+        assert main(["run", "--config", "config.yaml", "--output", "again", "--until", "shrink", "--quiet"]) == 0
     for name in ("train/masks.safetensors", "train/weights.safetensors", "shrink/weights.safetensors"):
         first, second = (finished_run / run / "stages" / name for run in ("out", "again"))
         assert first.read_bytes() == second.read_bytes()
@@ -101,5 +101,5 @@ def test_ctrl_c_while_a_stage_runs_leaves_nothing_half_done(finished_run: Path) 
     finger = threading.Thread(target=press, daemon=True)
     finger.start()
     with working_in(finished_run):
-        assert main.main(["export", "out", "--force", "--quiet"]) == 130
-        assert main.main(["verify", "out"]) == 0
+        assert main(["export", "out", "--force", "--quiet"]) == 130
+        assert main(["verify", "out"]) == 0

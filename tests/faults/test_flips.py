@@ -19,7 +19,7 @@ def unnoticed(folder: Path, name: str, draw: random.Random, capsys: pytest.Captu
     missed = [] if any(problem.startswith(f"{name}:") for problem in verified(folder)) else ["verify"]
     if name.startswith("stages/"):
         capsys.readouterr()
-        code = main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"])
+        code = main(["run", "--config", "config.yaml", "--output", "out", "--quiet"])
         said = capsys.readouterr().err
         missed += [] if code == 5 and f"'out/{name}'" in said else ["run"]
     path.write_bytes(before)

@@ -21,6 +21,7 @@ from torch import nn
 
 from atopipe.ato.removal.structure import Structure, StructureError, cut_model
 from atopipe.ato.snapshot import Snapshot
+from atopipe.pipeline.cli.commands import cli
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.data.load import load_data
 from atopipe.pipeline.rundir.checkpoints import Checkpoints
@@ -38,7 +39,7 @@ SHARED = settings(PROFILE, suppress_health_check=[HealthCheck.function_scoped_fi
 
 def outcome(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Runs a command; it may refuse in one line, or do what it was asked."""
-    code = main.main(argv)
+    code = main(argv)
     said = capsys.readouterr().err
     assert code in EXIT_CODES, (argv, code, said)
     assert "Traceback" not in said
@@ -89,7 +90,7 @@ def test_configurations(data: st.DataObject, original: Path, capsys: pytest.Capt
         outcome(["why", "out"], capsys)
 
 
-OPTIONS = sorted({opt for p in main.cli.commands["run"].params for opt in (*p.opts, *p.secondary_opts)} - {"--threads"})
+OPTIONS = sorted({opt for p in cli.commands["run"].params for opt in (*p.opts, *p.secondary_opts)} - {"--threads"})
 WORDS = st.sampled_from(
     ("", "0", "-1", "0.5", "1e99", "nan", "inf", "true", "a=b", "x.yaml", "../x", "digits", "imagefolder:.", "cpu", "5")
 )
@@ -98,8 +99,8 @@ WORDS = st.sampled_from(
 @SHARED
 @given(data=st.data())
 def test_command_lines(data: st.DataObject, original: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = data.draw(st.sampled_from([*main.cli.commands, "runn", ""]))
-    known = [opt for p in getattr(main.cli.commands.get(command), "params", []) for opt in p.opts if opt[:2] == "--"]
+    command = data.draw(st.sampled_from([*cli.commands, "runn", ""]))
+    known = [opt for p in getattr(cli.commands.get(command), "params", []) for opt in p.opts if opt[:2] == "--"]
     text = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=8)  # C's strings end there
     part = st.sampled_from([*known, *OPTIONS]) | WORDS | text
     words = data.draw(st.lists(part, max_size=6))
@@ -177,5 +178,5 @@ def _loading(folder: Path) -> Failure | None:
 
 def test_what_is_fuzzed_is_good_before(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with working_in(original):
-        assert main.main(["run", "--config", "out/config.yaml", "--output", "out", "--dry-run"]) == 0
+        assert main(["run", "--config", "out/config.yaml", "--output", "out", "--dry-run"]) == 0
     assert "is skipped: unchanged" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def complete(folder: Path, name: str, net: str, config: str) -> Path:
     (folder / "config.yaml").write_text(config)
     os.chdir(folder)
     try:
-        assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
+        assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
     finally:
         os.chdir(before)
         sys.path[:] = path

@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_narrow_network_is_faster_and_smaller(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(models / "wide.onnx"), str(models / "narrow.onnx")]
-    code = main.main(["bench", *pair, "--seconds", "0.5", "--batches", "1,4", "--min-speedup", "1.5", "--json"])
+    code = main(["bench", *pair, "--seconds", "0.5", "--batches", "1,4", "--min-speedup", "1.5", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (code, found["verdict"]) in ((0, "pass"), (4, "inconclusive"))
     assert [entry["batch"] for entry in found["latency"]] == [1, 4]
@@ -58,7 +58,7 @@ def test_the_narrow_network_is_faster_and_smaller(models: Path, capsys: pytest.C
 
 def test_a_model_never_passes_for_faster_than_itself(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(models / "wide.onnx")] * 2
-    assert main.main(["bench", *pair, "--seconds", "1", "--min-speedup", "1.05"]) in (3, 4)
+    assert main(["bench", *pair, "--seconds", "1", "--min-speedup", "1.05"]) in (3, 4)
     captured = capsys.readouterr()
     assert "p50 at batch 1" in captured.out
     assert captured.err.startswith(("atopipe: fail: latency.speedup", "atopipe: inconclusive: latency.speedup"))
@@ -79,21 +79,21 @@ def test_a_model_never_passes_for_faster_than_itself(models: Path, capsys: pytes
 def test_what_cannot_be_compared_is_told(
     models: Path, capsys: pytest.CaptureFixture[str], second: str, code: int, words: str
 ) -> None:
-    assert main.main(["bench", str(models / "narrow.onnx"), str(models / second), "--seconds", "0.1"]) == code
+    assert main(["bench", str(models / "narrow.onnx"), str(models / second), "--seconds", "0.1"]) == code
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.err.count("\n") == 1
 
 
 def test_batches_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["bench", "a", "b", "--batches", "1,x"]) == 2
+    assert main(["bench", "a", "b", "--batches", "1,x"]) == 2
     assert capsys.readouterr().err == "atopipe: --batches is '1,x', but must be whole numbers like 1,8,32\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is usable here")
 def test_a_provider_that_is_not_usable_is_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(models / "wide.onnx"), str(models / "narrow.onnx")]
-    assert main.main(["bench", *pair, "--provider", "cuda"]) == 5
+    assert main(["bench", *pair, "--provider", "cuda"]) == 5
     said = capsys.readouterr().err
     assert said.startswith("atopipe: the provider 'CUDAExecutionProvider' cannot run the model: ")
     assert said.count("\n") == 1

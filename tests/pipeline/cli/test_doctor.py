@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from atopipe.export.smoke_model import write_smallest
+from atopipe.pipeline.cli import doctor
 from atopipe.pipeline.cli.doctor import REQUIRED, examine
-from atopipe.pipeline.cli.main import doctor, main
+from atopipe.pipeline.cli.main import main
 from atopipe.validate.session import open_session
 
 
 def test_a_sound_machine_has_every_package_and_a_provider(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["doctor"]) == 0
+    assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: line for line in lines}
     assert found["torch"].split() == ["torch", torch.__version__.split("+")[0]]
@@ -27,7 +28,7 @@ def test_a_sound_machine_has_every_package_and_a_provider(capsys: pytest.Capture
 
 
 def test_it_is_there_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert {"name", "said", "remedy"} == set(findings[0])
     assert {"memory", "disk", "CPU"} <= {finding["name"] for finding in findings}
@@ -44,7 +45,7 @@ def test_a_package_that_does_not_import_is_named_with_a_remedy(
         return real(name)
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    assert main.main(["doctor"]) == 5
+    assert main(["doctor"]) == 5
     captured = capsys.readouterr()
     reason = "cannot be imported: libgomp.so.1: cannot open shared object file"
     assert f"scikit-learn   {reason}  ->  pip install --force-reinstall scikit-learn" in captured.out
@@ -70,7 +71,7 @@ def test_a_missing_onnx_runtime_does_not_stop_the_doctor(
 ) -> None:
     for name in ("onnxruntime", "atopipe.validate.session", "atopipe.export.smoke_model"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main.main(["doctor"]) == 5
+    assert main(["doctor"]) == 5
     out = capsys.readouterr().out
     assert "pip install --force-reinstall onnxruntime" in out
     assert re.search(r"^disk +\d", out, re.MULTILINE)

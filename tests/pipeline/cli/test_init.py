@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from atopipe.pipeline.cli.commands import cli
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.config.load import load_config
 
@@ -42,13 +43,13 @@ def workflow() -> dict[str, Any]:
 def is_accepted(command: str) -> bool:
     """Whether our own command line takes it, and the configuration in it."""
     program, name, *arguments = shlex.split(command)
-    context = main.cli.commands[name].make_context(name, arguments)
+    context = cli.commands[name].make_context(name, arguments)
     load_config(Path(context.params["config"]))
     return program == "atopipe"
 
 
 def test_both_files_and_a_configuration_that_works(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["init", "--dvc", "--github"]) == 0
+    assert main(["init", "--dvc", "--github"]) == 0
     assert capsys.readouterr().out == "wrote   atopipe.yaml\nwrote   dvc.yaml\nwrote   .github/workflows/atopipe.yml\n"
     commands = [stage["cmd"] for stage in dvc_file()["stages"].values()]
     commands += [step["run"].strip() for step in workflow()["steps"] if step.get("run", "").startswith("atopipe")]
@@ -60,7 +61,7 @@ def test_both_files_and_a_configuration_that_works(capsys: pytest.CaptureFixture
 def test_the_outputs_are_what_a_run_leaves(here: Path, finished: Path) -> None:
     shutil.copy(finished / "config.yaml", "atopipe.yaml")
     shutil.copy(finished / "tiny_for_all.py", here)
-    assert main.main(["init", "--dvc", "--github", "--output", "out"]) == 0
+    assert main(["init", "--dvc", "--github", "--output", "out"]) == 0
     metrics = [path for out in dvc_file()["stages"]["deliver"]["metrics"] for path in out]
     uploaded = next(step["with"]["path"] for step in workflow()["steps"] if "upload" in step.get("uses", "")).split()
     plotted = [path for plot in dvc_file()["plots"] for path in plot]
@@ -71,7 +72,7 @@ def test_the_outputs_are_what_a_run_leaves(here: Path, finished: Path) -> None:
 
 
 def test_the_report_is_uploaded_even_if_a_gate_fails() -> None:
-    main.main(["init", "--github"])
+    main(["init", "--github"])
     upload = next(step for step in workflow()["steps"] if "upload-artifact" in step.get("uses", ""))
     assert upload["if"] == "always()"
     assert "runs/atopipe/report.html" in upload["with"]["path"].split()
@@ -85,7 +86,7 @@ def test_training_depends_on_the_users_code_data_and_weights(here: Path) -> None
     (here / "atopipe.yaml").write_text(
         "{model: {name: 'pkg.nets:net', weights: start.safetensors}, data: 'imagefolder:photos', target_flops: 0.5}"
     )
-    main.main(["init", "--dvc"])
+    main(["init", "--dvc"])
     assert dvc_file()["stages"]["train"]["deps"] == ["atopipe.yaml", "pkg/nets.py", "start.safetensors", "photos"]
     assert dvc_file()["stages"]["deliver"]["deps"] == ["atopipe.yaml", "runs/atopipe/stages/train"]
 
@@ -93,11 +94,11 @@ def test_training_depends_on_the_users_code_data_and_weights(here: Path) -> None
 def test_nothing_is_replaced_without_force(capsys: pytest.CaptureFixture[str]) -> None:
     Path("dvc.yaml").write_text("mine")
     Path("atopipe.yaml").write_text("{model: resnet50, target_flops: 0.3}")
-    assert main.main(["init", "--github", "--dvc"]) == 2
+    assert main(["init", "--github", "--dvc"]) == 2
     assert capsys.readouterr().err == "atopipe: 'dvc.yaml' is there already: add --force to replace it\n"
     assert Path("dvc.yaml").read_text() == "mine"
     assert not Path(".github").exists()
-    assert main.main(["init", "--github", "--dvc", "--force"]) == 0
+    assert main(["init", "--github", "--dvc", "--force"]) == 0
     assert "train" in dvc_file()["stages"]
     assert Path("atopipe.yaml").read_text() == "{model: resnet50, target_flops: 0.3}"
 
@@ -113,7 +114,7 @@ def test_nothing_is_replaced_without_force(capsys: pytest.CaptureFixture[str]) -
 )
 def test_what_cannot_work_is_refused(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text("{modle: resnet50, target_flops: 0.3}")
-    assert main.main(["init", *arguments]) == 2
+    assert main(["init", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"atopipe: {sentence}")
     assert not Path("dvc.yaml").exists()
 
@@ -135,7 +136,7 @@ def test_dvc_runs_it_once_and_then_finds_nothing_to_do(here: Path, finished: Pat
             command, env=os.environ | places, capture_output=True, text=True, check=True, timeout=240
         ).stdout
 
-    main.main(["init", "--dvc"])
+    main(["init", "--dvc"])
     dvc("init", "--no-scm", "--quiet")
     dvc("repro")
     assert "Data and pipelines are up to date." in dvc("repro")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from atopipe.pipeline.cli.commands import cli
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.cli.settings import configuration
 from atopipe.pipeline.system.failures import LEAF_EXIT_CODES, explain
@@ -52,7 +53,7 @@ def photos(root: Path, classes: dict[str, tuple[str, ...]]) -> Path:
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     """Exit code and the one line on standard error."""
-    code = main.main(list(argv))
+    code = main(list(argv))
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
@@ -66,7 +67,7 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
     ("argv", "code", "sentence"),
     [
         (["rum"], 2, "atopipe: unknown command 'rum': did you mean run?"),
-        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {', '.join(sorted(main.cli.commands))}"),
+        (["dance"], 2, f"atopipe: unknown command 'dance': choose one of {', '.join(sorted(cli.commands))}"),
         (["run", "--model", "x", "\r"], 2, r"atopipe: Got unexpected extra argument (\r)"),
         (
             ["run", "--modell", "x"],
@@ -249,7 +250,7 @@ def test_a_switch_is_on_or_off_or_as_the_recipe_says(
 ) -> None:
     if variable:
         monkeypatch.setenv("ATOPIPE_LIVE_SHRINK", variable)
-    options = main.cli.commands["inspect"].make_context("inspect", ["--model", "m", *argv]).params
+    options = cli.commands["inspect"].make_context("inspect", ["--model", "m", *argv]).params
     del options["machine"]
     recipe = configuration({**options, "target_flops": "0.3"}).recipe
     assert (recipe.live_shrink, recipe.compile) == wanted
@@ -259,12 +260,12 @@ def test_a_switch_is_on_or_off_or_as_the_recipe_says(
     "command", ["run", "train", "shrink", "export", "validate", "bundle", "report", "bench", "inspect"]
 )
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert main.main([command, "--help"]) == 0
+    assert main([command, "--help"]) == 0
     assert f"Example:  atopipe {command}" in capsys.readouterr().out
 
 
 def test_help_reads_the_target_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["run", "--help"]) == 0
+    assert main(["run", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     promise = "the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)"
     assert f"--target-flops 0.3: {promise}" in words

@@ -71,7 +71,7 @@ def test_a_rehearsal_meets_the_budget_and_changes_nothing() -> None:
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    code = main.main(list(argv))
+    code = main(list(argv))
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     return code, captured.err.strip()
@@ -123,7 +123,7 @@ def test_inspect_with_a_target_tries_it(capsys: pytest.CaptureFixture[str]) -> N
         "--threads",
         "1",
     ]
-    assert main.main([*arguments, "--target-flops", "0.5", "--keep", "0.*", "--json"]) == 0
+    assert main([*arguments, "--target-flops", "0.5", "--keep", "0.*", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["input"] == [3, 16, 16]
     assert [(s["name"], s["size"]) for s in found["sets"]] == [("1.0", 48)]
@@ -131,7 +131,7 @@ def test_inspect_with_a_target_tries_it(capsys: pytest.CaptureFixture[str]) -> N
     assert found["rehearsal"]["ratios"]["FLOPs"] <= 0.5
     assert found["rehearsal"]["lossless"] <= 1e-10
     assert 0 < found["minimum_params"] < 1
-    assert main.main([*arguments, "--target-flops", "0.5"]) == 0
+    assert main([*arguments, "--target-flops", "0.5"]) == 0
     text = capsys.readouterr().out
     assert "tried with random weights: 0." in text
     assert "torch = ONNX Runtime within " in text

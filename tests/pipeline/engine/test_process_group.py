@@ -43,7 +43,7 @@ NOTING = """
 import os, sys
 import numpy as np
 from atopipe.ato.training.trainer import Trainer
-from atopipe.pipeline.cli import main
+from atopipe.pipeline.cli.main import main
 
 original = Trainer.trained_model
 
@@ -53,7 +53,7 @@ def noting(self):
     return model, mask
 
 Trainer.trained_model = noting
-sys.exit(main.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 CONFIG = """
 model: small_for_jobs:net

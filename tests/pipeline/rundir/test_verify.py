@@ -34,7 +34,7 @@ def files(root: Path) -> list[str]:
 
 
 def test_a_run_as_its_stages_left_it_has_no_problem(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["verify", "out"]) == 0
+    assert main(["verify", "out"]) == 0
     assert capsys.readouterr().out == "'out' is as its stages left it\n"
 
 
@@ -55,7 +55,7 @@ def test_missing_changed_and_extra_files_are_named(here: Path, capsys: pytest.Ca
     (out / "stages/export/model.onnx").unlink()
     (out / "bundle/labels.txt").write_text("cat\n")
     (out / "stages/train/notes.txt").write_text("mine")
-    assert main.main(["verify", "out"]) == 5
+    assert main(["verify", "out"]) == 5
     captured = capsys.readouterr()
     assert set(captured.out.splitlines()) == {
         "stages/export/model.onnx: missing",
@@ -77,7 +77,7 @@ def test_a_stage_from_another_run_breaks_the_chain(here: Path) -> None:
 
 def test_a_run_that_would_be_skipped_is_looked_at_all_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip_bit(here / "out/stages/train/weights.safetensors", random.Random(1))
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 5
+    assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 5
     changed = "'out/stages/train/weights.safetensors' has changed since stage train wrote it"
     assert capsys.readouterr().err == f"atopipe: {changed}: run again with --from train\n"
 
@@ -85,15 +85,15 @@ def test_a_run_that_would_be_skipped_is_looked_at_all_the_same(here: Path, capsy
 def test_an_unchanged_run_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages = here / "out/stages"
     times = {name: (stages / name).stat().st_mtime_ns for name in files(stages)}
-    assert main.main(["run", "--config", "config.yaml", "--output", "out"]) == 0
+    assert main(["run", "--config", "config.yaml", "--output", "out"]) == 0
     assert capsys.readouterr().out.count("unchanged, skipped") == 7
     assert {name: (stages / name).stat().st_mtime_ns for name in files(stages)} == times
 
 
 def test_what_is_out_of_date_is_no_damage(here: Path) -> None:
-    assert main.main(["validate", "out", "--force", "--quiet"]) in (0, 3, 4)
+    assert main(["validate", "out", "--force", "--quiet"]) in (0, 3, 4)
     assert problems(here / "out") == []
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--no-baseline", "--quiet"]) in (0, 3, 4)
+    assert main(["run", "--config", "config.yaml", "--output", "out", "--no-baseline", "--quiet"]) in (0, 3, 4)
     assert problems(here / "out") == []
 
 
@@ -102,28 +102,28 @@ def test_a_run_that_was_cut_off_is_no_damage(here: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr("atopipe.pipeline.stages.export.run", interrupt)
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--force", "--quiet"]) == 130
+    assert main(["run", "--config", "config.yaml", "--output", "out", "--force", "--quiet"]) == 130
     assert problems(here / "out") == []
 
 
 def test_a_manifest_is_not_compared_with_its_own_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["run", "--from-manifest", "out/manifest.json", "--output", "out"]) == 2
+    assert main(["run", "--from-manifest", "out/manifest.json", "--output", "out"]) == 2
     said = "--from-manifest 'out/manifest.json' is of the run in 'out' itself: give another --output"
     assert capsys.readouterr().err == f"atopipe: {said}\n"
 
 
 def test_why_names_what_has_changed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["why", "out"]) == 0
+    assert main(["why", "out"]) == 0
     assert all(line.endswith("is skipped: unchanged") for line in capsys.readouterr().out.splitlines())
     net = here / "tiny_for_all.py"
     net.write_text(net.read_text() + "\n# another\n")
-    assert main.main(["why", "out", "--json"]) == 0
+    assert main(["why", "out", "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)
     assert steps[0] == {"stage": "train", "runs": True, "reasons": ["model code has changed"]}
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["run", "--config", "config.yaml", "--output", "new", "--dry-run", "--until", "shrink"]) == 0
+    assert main(["run", "--config", "config.yaml", "--output", "new", "--dry-run", "--until", "shrink"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{s:<8} runs: not done yet" for s in ("train", "baseline", "shrink")
     ]
@@ -132,7 +132,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(here: Path, capsys: py
 
 def test_from_and_until_choose_the_stages(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["run", "--config", "config.yaml", "--output", "out", "--from", "shrink", "--until", "export"]
-    assert main.main(chosen) == 0
+    assert main(chosen) == 0
     said = capsys.readouterr().out
     assert said.count("unchanged, skipped") == 2
     assert [line.split()[0] for line in said.splitlines()[-2:]] == ["shrink", "export"]
@@ -141,13 +141,13 @@ def test_from_and_until_choose_the_stages(here: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("flag", ["--from", "--until"])
 def test_an_unknown_stage_is_named(here: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", flag, "shrnk"]) == 2
+    assert main(["run", "--config", "config.yaml", "--output", "out", flag, "shrnk"]) == 2
     sentence = f"{flag} is shrnk, which is no stage of this run: did you mean shrink?"
     assert capsys.readouterr().err.splitlines()[-1] == f"atopipe: {sentence}"
 
 
 def test_a_manifest_makes_the_same_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["run", "--from-manifest", "out/manifest.json", "--output", "again"]) == 0
+    assert main(["run", "--from-manifest", "out/manifest.json", "--output", "again"]) == 0
     assert "model.onnx is the same as that of the manifest, byte for byte" in capsys.readouterr().out
     first, second = (json.loads((here / name / "metrics.json").read_text()) for name in ("out", "again"))
     varying = ("time.", "latency.", "memory.")
@@ -168,5 +168,5 @@ def test_a_bad_manifest_is_named(
 ) -> None:
     if content is not None:
         (here / "m.json").write_text(content)
-    assert main.main(["run", "--from-manifest", "m.json"]) == code
+    assert main(["run", "--from-manifest", "m.json"]) == code
     assert capsys.readouterr().err == f"atopipe: {sentence}\n"

@@ -173,7 +173,7 @@ def test_the_test_data_is_what_onnx_reads(bundle: Path) -> None:
 
 def test_the_same_run_gives_the_same_archive(work: Path) -> None:
     before = sha256_file(work / "out/bundle.zip")
-    assert main.main(["bundle", "out", "--force", "--quiet"]) == 0
+    assert main(["bundle", "out", "--force", "--quiet"]) == 0
     assert sha256_file(work / "out/bundle.zip") == before == sha256_file(work / "out/stages/bundle/bundle.zip")
 
 
@@ -189,17 +189,17 @@ def test_the_measurements_of_a_device_become_a_line_of_the_report(
     assert done.returncode == 0, done.stderr
     device = json.loads(done.stdout)
     (work / "device.json").write_text(done.stdout)
-    assert main.main(["report", "out", "--add", "device.json", "--quiet"]) == 0
+    assert main(["report", "out", "--add", "device.json", "--quiet"]) == 0
     line = f"device  {device['bench']['p50_ms']:.3g} ms on {device['device']['cpu']} ("
     assert line in (work / "out/summary.md").read_text()
     (work / "device.json").write_text(json.dumps(device | {"model_sha256": "0" * 64}))
-    assert main.main(["report", "out", "--add", "device.json"]) == 2
+    assert main(["report", "out", "--add", "device.json"]) == 2
     sentence = "atopipe: device file 'device.json' is about another model (000000000000, this run's is "
     assert capsys.readouterr().err.startswith(sentence)
     (work / "device.json").write_text("{}")
-    assert main.main(["report", "out", "--add", "device.json"]) == 2
+    assert main(["report", "out", "--add", "device.json"]) == 2
     assert "holds no measurements: give what 'python infer.py --bench --json' printed" in capsys.readouterr().err
-    assert main.main(["report", "out", "--add", "nothing.json"]) == 5
+    assert main(["report", "out", "--add", "nothing.json"]) == 5
 
 
 def test_the_card_says_what_the_file_needs(finished: Path) -> None:

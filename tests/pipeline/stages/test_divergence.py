@@ -213,7 +213,7 @@ def test_a_run_whose_export_is_another_network_ends_with_6_and_says_so(
         "{model: 'two_faced:net', target_flops: 0.9, recipe: {epochs: 1, batch_size: 128, align: 1}, preflight: false,"
         " validation: {latency_s: 0.1}, threads: 1, device: cpu}"
     )
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 6
+    assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 6
     said = capsys.readouterr().err
     assert said.startswith("atopipe: the delivered model is not the trained one: parity.max_rel_diff = ")
     assert said.count("a fresh export is off in the same way: the exporter changes the network behind layer '5'") == 1

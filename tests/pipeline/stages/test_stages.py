@@ -68,7 +68,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "tiny_for_stages.py").write_text(NET)
     (folder / "config.yaml").write_text(CONFIG)
     os.chdir(folder)
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
+    assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) == 0
     yield folder
     os.chdir(before)
     sys.path[:] = path
@@ -171,7 +171,7 @@ def test_the_manifest_says_how_the_network_was_trained(work: Path) -> None:
 
 def test_a_finished_run_does_nothing_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (work / "out/stages").rglob("*")}
-    assert main.main(["run", "--config", "config.yaml", "--output", "out", "--json"]) == 0
+    assert main(["run", "--config", "config.yaml", "--output", "out", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == json.loads((work / "out/metrics.json").read_text())
     assert captured.err.count("unchanged, skipped") == len(CHAIN)
@@ -183,7 +183,7 @@ def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFix
     """Same weights, order and steps as the pruning run, which in its first epoch does nothing to the weights."""
     shutil.copytree(work / "out", work / "compared")
     again = ["run", "--config", "config.yaml", "--output", "compared"]
-    assert main.main([*again, "--baseline"]) == 0
+    assert main([*again, "--baseline"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("unchanged, skipped") == len(CHAIN) - 3  # compared, packed and reported anew
     metrics = json.loads((work / "compared/metrics.json").read_text())
@@ -202,7 +202,7 @@ def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFix
     assert metrics["accuracy.drop"] == pytest.approx(metrics["accuracy.dense"] - metrics["accuracy.onnx"])
     assert metrics["accuracy.drop"] == (flips["lost"] - flips["gained"]) / 360
     assert metrics["accuracy.drop_low"] < metrics["accuracy.drop"] < metrics["accuracy.drop_high"]
-    assert main.main([*again, "--quiet"]) == 0
+    assert main([*again, "--quiet"]) == 0
     assert "points" not in (work / "compared/summary.md").read_text()
     assert "accuracy.dense" not in json.loads((work / "compared/metrics.json").read_text())
 
@@ -211,7 +211,7 @@ def test_a_baseline_can_be_asked_for_later(work: Path, capsys: pytest.CaptureFix
 def test_a_long_recipe_can_be_tried_on_few_images(work: Path, recipe: str) -> None:
     few = ["--epochs", "4", "--batch-size", "128", "--align", "1", "--device", "cpu", "--threads", "1", "--quiet"]
     model = ["--model", "tiny_for_stages:Net", "--target-flops", "0.5", "--recipe", recipe]
-    assert main.main(["train", *model, *few, "--output", recipe]) == 0
+    assert main(["train", *model, *few, "--output", recipe]) == 0
     history = json.loads((work / recipe / "stages/train/history.json").read_text())
     phases = [record["phase"] for record in history]
     assert (phases[0], phases[-1]) == ("dense", "small")
@@ -221,8 +221,8 @@ def test_a_long_recipe_can_be_tried_on_few_images(work: Path, recipe: str) -> No
 def test_a_stage_alone_gives_the_same_bytes(work: Path) -> None:
     shrunk, model = work / "out/stages/shrink/weights.safetensors", work / "out/stages/export/model.onnx"
     before = sha256_file(shrunk), sha256_file(model)
-    assert main.main(["shrink", "out", "--force", "--quiet"]) == 0
-    assert main.main(["export", "out", "--force", "--quiet"]) == 0
+    assert main(["shrink", "out", "--force", "--quiet"]) == 0
+    assert main(["export", "out", "--force", "--quiet"]) == 0
     assert (sha256_file(shrunk), sha256_file(model)) == before
 
 
@@ -231,7 +231,7 @@ def test_a_tampered_artifact_stops_the_stage_that_reads_it(work: Path, capsys: p
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        assert main.main(["shrink", "out", "--force", "--quiet"]) == 5
+        assert main(["shrink", "out", "--force", "--quiet"]) == 5
     finally:
         path.write_bytes(content)
     sentence = (
@@ -244,13 +244,13 @@ def test_inspect_tells_what_can_be_pruned_and_how_far(
     work: Path, metrics: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["inspect", "--model", "tiny_for_stages:Net", "--threads", "1"]
-    assert main.main([*arguments, "--json"]) == 0
+    assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sorted(group["size"] for group in found["sets"]) == [16, 32]
     assert [(whole["name"], whole["size"]) for whole in found["unprunable"]] == [("head.3", 10)]
     assert (found["flops"], found["params"]) == (metrics["flops.dense"], metrics["params.dense"])
     assert 0 < found["minimum_flops"] < metrics["flops.ratio"]
-    assert main.main(arguments) == 0
+    assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "head.3 (10 channels) stays whole: " in text
     assert f"reachable: {found['minimum_flops']:.4f} of the FLOPs, " in text
@@ -276,7 +276,7 @@ def test_a_finished_run_can_be_judged_by_other_limits(
 ) -> None:
     shutil.rmtree(work / "judged", ignore_errors=True)
     shutil.copytree(work / "out", work / "judged")
-    got = main.main(["validate", "judged", *limits, "--quiet"])
+    got = main(["validate", "judged", *limits, "--quiet"])
     assert got in (code if isinstance(code, set) else {code})
     assert words in capsys.readouterr().err
 
@@ -287,7 +287,7 @@ def test_the_gates_of_a_run_reach_the_build_server(
     shutil.copytree(work / "out", work / "built")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(work / "step.md"))
     limits = ["--max-size-mb", "0.001", "--min-accuracy", "0.3"]
-    assert main.main(["run", "--config", "config.yaml", "--output", "built", *limits, "--quiet"]) == 3
+    assert main(["run", "--config", "config.yaml", "--output", "built", *limits, "--quiet"]) == 3
     size = json.loads((work / "built/metrics.json").read_text())["size.shrunk_bytes"]
     assert capsys.readouterr().err == f"atopipe: gate failed: size.shrunk_mb = {size / 1e6:.6g} is not at most 0.001\n"
     gates = json.loads((work / "built/stages/validate/gates.json").read_text())

@@ -84,17 +84,17 @@ def test_the_bundle_holds_what_was_kept_and_tests_it(work: Path) -> None:
 def test_a_variant_can_be_asked_for_later_and_left_out_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(work / "out", work / "other")
     again = ["run", "--config", "config.yaml", "--output", "other"]
-    assert main.main([*again, "--variants", "fp32"]) == 0
+    assert main([*again, "--variants", "fp32"]) == 0
     assert capsys.readouterr().out.count("unchanged, skipped") == 3  # trained, shrunk and exported as before
     metrics = read(work / "other/metrics.json")
     assert [name for name in metrics if "int8" in name or "fp16" in name] == []
     assert not (work / "other/stages/validate/variants.json").exists()
     assert "int8" not in (work / "other/report.html").read_text()
-    assert main.main(["quantize", "other"]) == 2
+    assert main(["quantize", "other"]) == 2
     assert capsys.readouterr().err == (
         "atopipe: the run in 'other' has fp32 only: add '--variants fp32,fp16,int8' to name what to make\n"
     )
-    assert main.main(["quantize", "other", "--variants", "int8", "--quiet"]) == 0
+    assert main(["quantize", "other", "--variants", "int8", "--quiet"]) == 0
     made = work / "other/stages/quantize/model.int8.onnx"
     assert sha256_file(made) == sha256_file(work / "out/stages/quantize/model.int8.onnx")
     assert not made.with_name("model.fp16.onnx").exists()
@@ -103,11 +103,11 @@ def test_a_variant_can_be_asked_for_later_and_left_out_again(work: Path, capsys:
 def test_the_accuracy_that_a_variant_may_lose_is_a_setting(work: Path) -> None:
     """No finite set of images shows that nothing at all is lost."""
     shutil.copytree(work / "out", work / "strict")
-    assert main.main(["validate", "strict", "--max-variant-drop", "0", "--quiet"]) == 0
+    assert main(["validate", "strict", "--max-variant-drop", "0", "--quiet"]) == 0
     found = verdict(work / "strict")
     assert (found["winner"], found["kept"], sorted(found["dropped"])) == ("fp32", ["fp32"], ["fp16", "int8"])
     assert all(reason.startswith("accuracy.") for reason in found["dropped"].values())
-    assert main.main(["bundle", "strict", "--quiet"]) == 0
+    assert main(["bundle", "strict", "--quiet"]) == 0
     assert [path.name for path in (work / "strict/bundle").glob("*.onnx")] == ["model.onnx"]
 
 
@@ -188,13 +188,13 @@ def test_a_variant_that_does_not_pay_is_dropped_with_the_reason(
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(work / "out", run)
     recommit(run, "quantize", file_of(variant), spoiled(fault))
-    assert main.main(["validate", str(run), "--quiet"]) == 0  # the run is what it was without the variant
+    assert main(["validate", str(run), "--quiet"]) == 0  # the run is what it was without the variant
     found = verdict(run)
     assert variant not in found["kept"]
     assert words in found["dropped"][variant]
     if fault is much_work and "proves nothing" not in found["dropped"][variant]:
         assert found["dropped"][variant].endswith(" is not at most 1")
-    assert main.main(["bundle", str(run), "--quiet"]) == 0
+    assert main(["bundle", str(run), "--quiet"]) == 0
     assert not (run / "bundle" / file_of(variant)).exists()
 
 
@@ -235,12 +235,12 @@ def overflow(model: ModelProto) -> None:
 def test_activations_beyond_float16_leave_that_variant_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(work / "out", work / "large")
     recommit(work / "large", "export", "model.onnx", spoiled(overflow))
-    assert main.main(["quantize", "large"]) == 0
+    assert main(["quantize", "large"]) == 0
     made = read(work / "large/stages/quantize/variants.json")
     assert made["fp16"]["reason"].startswith("float16 ends at 65504, and the activation '")
     assert f"fp16    left out: {made['fp16']['reason']}\n" in capsys.readouterr().out
     assert sorted(path.name for path in (work / "large/stages/quantize").glob("*.onnx")) == ["model.int8.onnx"]
-    main.main(["validate", "large", "--quiet"])
+    main(["validate", "large", "--quiet"])
     found = verdict(work / "large")
     assert found["dropped"]["fp16"] == made["fp16"]["reason"]
     assert "latency.fp16_p50_ms" not in read(work / "large/metrics.json")
@@ -253,7 +253,7 @@ def bundle(work: Path) -> Path:
     if not (work / "all").exists():
         shutil.copytree(work / "out", work / "all")
         recommit(work / "all", "validate", "variants.json", lambda path: write_json(path, everything))
-        assert main.main(["bundle", "all", "--quiet"]) == 0
+        assert main(["bundle", "all", "--quiet"]) == 0
     shutil.rmtree(work / "unpacked", ignore_errors=True)
     return Path(shutil.copytree(work / "all/bundle", work / "unpacked"))
 
@@ -297,12 +297,12 @@ def test_a_device_may_measure_a_variant(work: Path, bundle: Path, capsys: pytest
     done = alone(bundle, "--bench", "--variant", "int8", "--seconds", "0.3", "--json")
     assert done.returncode == 0, done.stderr
     (work / "device.json").write_text(done.stdout)
-    assert main.main(["report", "all", "--add", "device.json", "--quiet"]) == 0
+    assert main(["report", "all", "--add", "device.json", "--quiet"]) == 0
     measured = json.loads(done.stdout)
     line = f"device  int8: {measured['bench']['p50_ms']:.3g} ms on {measured['device']['cpu']} ("
     assert line in (work / "all/summary.md").read_text()
     (work / "device.json").write_text(json.dumps(measured | {"variant": "fp16"}))
-    assert main.main(["report", "all", "--add", "device.json"]) == 2
+    assert main(["report", "all", "--add", "device.json"]) == 2
     assert "is about another model" in capsys.readouterr().err
 
 

@@ -58,7 +58,7 @@ def tell(run: RunDirectory, stage: str, epochs: Sequence[int]) -> None:
 
 
 def again(*flags: str) -> int:
-    return main.main(["run", "--config", "config.yaml", "--output", "out", "--quiet", *flags])
+    return main(["run", "--config", "config.yaml", "--output", "out", "--quiet", *flags])
 
 
 def history(stage: str, value: str) -> list[tuple[int, float]]:
@@ -166,7 +166,7 @@ def test_a_missing_package_is_named_before_anything_is_trained(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(mirror, "NEEDS", {**NEEDS, "mlflow": ("no_such_package",)})
-    assert main.main(["run", "--model", "resnet18", "--target-flops", "0.5", "--output", "new", "--mlflow"]) == 5
+    assert main(["run", "--model", "resnet18", "--target-flops", "0.5", "--output", "new", "--mlflow"]) == 5
     sentence = "atopipe: --mlflow needs the package 'no_such_package': pip install 'atopipe[mlflow]'\n"
     assert capsys.readouterr().err == sentence
     assert not (here / "new/events.jsonl").exists()
