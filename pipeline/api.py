@@ -11,7 +11,7 @@ from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.runner import execute, execute_together
 from atopipe.pipeline.engine.stage import Stage
 from atopipe.pipeline.report.ci import append_step_summary
-from atopipe.pipeline.report.results import raise_verdict, summary_of
+from atopipe.pipeline.report.results import raise_verdict, results_of, summary_of
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.stages import stages_of
@@ -64,11 +64,11 @@ def _target_words(config: Config) -> list[str]:
 def _selection(names: Sequence[str] | None, run: RunDirectory, how: How) -> tuple[list[Stage], list[str]]:
     """The stages to go through, and the names of those that run even if they are complete."""
     stages = stages_of(run.config)
-    known = [stage.NAME for stage in stages]
+    known = [stage.name for stage in stages]
     first, last = _position("--from", how.first, known), _position("--until", how.last, known)
-    chosen = [stage for stage in stages[: None if last is None else last + 1] if names is None or stage.NAME in names]
+    chosen = [stage for stage in stages[: None if last is None else last + 1] if names is None or stage.name in names]
     again = known if how.force else known[len(known) if first is None else first :]
-    return chosen, [stage.NAME for stage in chosen if stage.NAME in again]
+    return chosen, [stage.name for stage in chosen if stage.name in again]
 
 
 def _position(flag: str, name: str | None, known: Sequence[str]) -> int | None:
@@ -93,9 +93,9 @@ def _execute(names: Sequence[str] | None, run: RunDirectory, display: Display, h
         return
     if how.machine:
         click.echo(json.dumps(run.metrics(known), indent=2))
-    done = {stage.NAME for stage in chosen}
+    done = {stage.name for stage in chosen}
     if "report" in done:
-        summary = summary_of(run)
+        summary = summary_of(run, results_of(run, known[-1].inputs))
         display.closing(summary)
         append_step_summary(summary.as_markdown())
     if "validate" in done:

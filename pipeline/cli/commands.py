@@ -65,8 +65,9 @@ def train(output: str | None, **options: Given) -> None:
     Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
     """
     from atopipe.pipeline.cli.run import start
+    from atopipe.pipeline.stages import STAGES
 
-    start(["train", "baseline"], output, options)
+    start([stage.name for stage in STAGES if stage.distributed], output, options)
 
 
 def stage_command(name: str, summary: str, options: Options = lambda command: command) -> click.Command:

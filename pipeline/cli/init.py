@@ -9,7 +9,6 @@ import yaml
 
 from atopipe.pipeline.config.load import load_config, read_yaml
 from atopipe.pipeline.config.schema import Config
-from atopipe.pipeline.engine.runner import SHARED
 from atopipe.pipeline.rundir.external_inputs import outside_files
 from atopipe.pipeline.stages import stages_of
 from atopipe.pipeline.system.errors import MissingError, UsageError
@@ -88,9 +87,8 @@ def write_starters(config: Path, run: Path, *, dvc: bool, github: bool, force: b
 
 def dvc_text(settings: Config, config: Path, run: Path) -> str:
     """A pipeline of two stages, so that what is delivered can be judged anew without training anew."""
-    names = [stage.NAME for stage in stages_of(settings)]
-    trained = [f"stages/{name}" for name in names if name in SHARED]
-    delivered = [f"stages/{name}" for name in names if name not in SHARED]
+    trained = [f"stages/{stage.name}" for stage in stages_of(settings) if stage.distributed]
+    delivered = [f"stages/{stage.name}" for stage in stages_of(settings) if not stage.distributed]
     needed = [config.as_posix(), *dict.fromkeys((*_recipe_file(config), *_local_inputs(settings)))]
     stages = {
         "train": {

@@ -11,6 +11,7 @@ from atopipe.pipeline.cli.settings import _list
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.plan import plan
 from atopipe.pipeline.rundir.verify import verify
+from atopipe.pipeline.stages import STAGES
 from atopipe.pipeline.system.errors import MissingError
 
 
@@ -21,7 +22,7 @@ def explain_run(root: Path, *, machine: bool) -> None:
 
 def verify_run(root: Path, *, machine: bool) -> None:
     """Prints what is missing, changed or extra in `root`; raises MissingError if anything is."""
-    problems = verify(RunDirectory.open(root))
+    problems = verify(RunDirectory.open(root), STAGES)
     _list(problems, machine=machine)
     if problems:
         files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"

@@ -104,12 +104,6 @@ class Config(Section):
         return {cost: target for cost, target in given.items() if target is not None}
 
     @property
-    def unwanted_stages(self) -> frozenset[str]:
-        """The optional stages that this run has no use for."""
-        wanted = {"baseline": self.baseline, "quantize": self.has_variants}
-        return frozenset(name for name, is_wanted in wanted.items() if not is_wanted)
-
-    @property
     def has_variants(self) -> bool:
         """Whether the delivered network is tried in other formats than float32."""
         return self.variants != (FULL,)

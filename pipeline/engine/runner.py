@@ -17,8 +17,6 @@ from atopipe.pipeline.system.machine import peak_memory_bytes
 from atopipe.pipeline.system.signals import deferred, told
 from atopipe.pipeline.system.text import duration
 
-SHARED = ("train", "baseline")  # the stages that every process of a job takes part in
-
 
 def execute(
     chosen: Sequence[Stage],
@@ -36,13 +34,13 @@ def execute(
     """
     try:
         for stage in chosen:
-            run.recover(stage.NAME)
-            _require(stage.INPUTS, known, run)
-            if stage.NAME not in forced and run.is_current(stage):
+            run.recover(stage.name)
+            _require(stage.inputs, known, run)
+            if stage.name not in forced and run.is_current(stage):
                 _skip(stage, run, display)
             else:
                 workspace = workspace or Workspace(run.config, display)
-                _run_stage(Context(stage, run, run.begin(stage.NAME), workspace, display))
+                _run_stage(Context(stage, run, run.begin(stage.name), workspace, display))
     except BaseException:
         with suppress(Exception):  # the records of what is complete; what went wrong before weighs more
             run.publish(known)
@@ -51,9 +49,9 @@ def execute(
 
 
 def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
-    run.check_artifacts(stage.NAME)
-    run.drop_checkpoints(stage.NAME)
-    display.say(f"{stage.NAME:<8} unchanged, skipped")
+    run.check_artifacts(stage.name)
+    run.drop_checkpoints(stage.name)
+    display.say(f"{stage.name:<8} unchanged, skipped")
 
 
 def execute_together(
@@ -70,13 +68,13 @@ def execute_together(
     Which stages are to be run is decided by rank 0; the `run` of every other process is its own, and is thrown away.
     """
     workspace = Workspace(run.config, display)
-    shared = [stage for stage in chosen if stage.NAME in SHARED]
+    shared = [stage for stage in chosen if stage.distributed]
     for stage in shared:
-        run.recover(stage.NAME)
+        run.recover(stage.name)
     with together(workspace.device):
-        wanted = agreed([stage.NAME in forced or not run.is_current(stage) for stage in shared])
+        wanted = agreed([stage.name in forced or not run.is_current(stage) for stage in shared])
         trained = [stage for stage, is_wanted in zip(shared, wanted, strict=True) if is_wanted]
-        execute(trained, known, run, display, forced=[stage.NAME for stage in trained], workspace=workspace)
+        execute(trained, known, run, display, forced=[stage.name for stage in trained], workspace=workspace)
     if job.rank == 0:
         rest = [stage for stage in chosen if stage not in trained]
         execute(rest, known, run, display, forced=forced, workspace=workspace)
@@ -84,17 +82,17 @@ def execute_together(
 
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:
     for stage in known:
-        if stage.NAME in inputs and not run.is_current(stage):
-            state = "is out of date" if run.result(stage.NAME) else "is not complete"
-            raise UsageError(f"stage {stage.NAME} of '{run.root}' {state}: run 'atopipe {_command(stage, run)}' first")
+        if stage.name in inputs and not run.is_current(stage):
+            state = "is out of date" if run.result(stage.name) else "is not complete"
+            raise UsageError(f"stage {stage.name} of '{run.root}' {state}: run 'atopipe {_command(stage, run)}' first")
 
 
 def _command(stage: Stage, run: RunDirectory) -> str:
-    return f"run --output {run.root} ..." if stage.NAME in SHARED else f"{stage.NAME} {run.root}"
+    return f"run --output {run.root} ..." if stage.distributed else f"{stage.name} {run.root}"
 
 
 def _run_stage(context: Context) -> None:
-    stage, run, name = context.stage, context.run, context.stage.NAME
+    stage, run, name = context.stage, context.run, context.stage.name
     run.event("stage started", stage=name)
     context.display.begin(name)
     started = time.perf_counter()
@@ -113,7 +111,7 @@ def _run_stage(context: Context) -> None:
 @contextmanager
 def _given_up_on_error(context: Context) -> Iterator[None]:
     """Drops what the stage has begun if it fails in here, and tells the error with its stage."""
-    run, name = context.run, context.stage.NAME
+    run, name = context.run, context.stage.name
     try:
         yield
     except BaseException as error:

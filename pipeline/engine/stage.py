@@ -1,9 +1,8 @@
 """A stage, and what it works with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.workspace import Workspace
@@ -31,7 +30,19 @@ class Context:
         return self.run.artifact(stage, name)
 
 
-class Stage(StageSpec, Protocol):
-    """A module of `stages/`: constants, and one function that writes files and returns flat metrics."""
+def always(config: Config) -> bool:
+    """Every run goes through the stage."""
+    return True
 
-    def run(self, context: Context) -> Mapping[str, float]: ...
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageSpec):
+    """A step of a run: everything there is to say of it, in its own file.
+
+    `run` writes files and returns flat metrics; `wanted`: whether a run of that configuration goes through it;
+    `distributed`: whether every process of a job takes part in it, or the first one alone.
+    """
+
+    run: Callable[[Context], Mapping[str, float]]
+    wanted: Callable[[Config], bool] = always
+    distributed: bool = False

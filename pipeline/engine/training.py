@@ -45,14 +45,14 @@ def checkpointed(context: Context) -> "Iterator[Keeper]":
     """
     run, job, stop = context.run, context.workspace.job, context.workspace.stop
     checkpoints = Checkpoints(
-        run.checkpoints(context.stage.NAME),
+        run.checkpoints(context.stage.name),
         run.key(context.stage),
         context.config.checkpoint_minutes,
         stop,
         context.display.say,
         lambda step, seconds: run.event("checkpoint", step=step, seconds=seconds),
     )
-    run.event("training started", stage=context.stage.NAME)
+    run.event("training started", stage=context.stage.name)
     if job.size > 1:
         yield Together(checkpoints, first=job.rank == 0)
     else:

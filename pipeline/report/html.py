@@ -10,15 +10,14 @@ from typing import Any
 
 from atopipe.pipeline.config.flags import COST_NAMES
 from atopipe.pipeline.report.charts import training_chart, width_chart
-from atopipe.pipeline.report.results import SUMMARISED, results_of, verdict_of
+from atopipe.pipeline.report.results import verdict_of
 from atopipe.pipeline.report.summary import Summary, both_readings, gate_title
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import LIBRARIES, file_of
+from atopipe.pipeline.rundir.layout import LIBRARIES, Result, file_of
 from atopipe.pipeline.system.machine import hardware, library_versions
 from atopipe.pipeline.system.text import milliseconds, needed_runtime, scaled
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
-SHOWN = (*SUMMARISED, "bundle")  # the stages whose results are on the page
 LAYERS_SHOWN = 24  # the costliest; the rest are one row
 VERDICTS = {
     "pass": "Every gate passed",
@@ -47,13 +46,13 @@ class Figure:
     meaning: str
 
 
-def render(run: RunDirectory, summary: Summary) -> str:
-    """The page of a run whose stages up to bundle are complete."""
+def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> str:
+    """The page of a run whose stages up to bundle are complete: `results`, in their order."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["scaled"] = scaled
-    metrics = _metrics(run)
+    metrics = {name: value for result in results for name, value in result.metrics.items()}
     gates = _read(run, "validate", "gates.json")
     outcome = next((o for o in ("fail", "inconclusive") if any(g["outcome"] == o for g in gates)), "pass")
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -72,20 +71,16 @@ def render(run: RunDirectory, summary: Summary) -> str:
         structure=(structure := _read(run, "export", "structure.json")["model.onnx"]),
         runtime=needed_runtime(structure),
         parity=_parity(run),
-        chain=results_of(run, SHOWN),
-        models=_models(run),
+        chain=results,
+        models=_models(run, results),
         environment=_environment(run),
         command=shlex.join(["atopipe", "run", "--config", "config.yaml"]),
     )
 
 
-def _metrics(run: RunDirectory) -> dict[str, float]:
-    return {name: value for result in results_of(run, SHOWN) for name, value in result.metrics.items()}
-
-
-def _models(run: RunDirectory) -> dict[str, str]:
+def _models(run: RunDirectory, results: Sequence[Result]) -> dict[str, str]:
     """The delivered files and their digests."""
-    packed = next(result.artifacts for result in results_of(run, ["bundle"]))
+    packed = next(result.artifacts for result in results if result.stage == "bundle")
     names = [file_of(name) for name in verdict_of(run)["kept"]]
     return {name: packed[f"bundle/{name}"] for name in names}
 

@@ -1,7 +1,7 @@
 """What a run's complete stages say together: its summary, its gates, and the exit code they mean."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,10 @@ from atopipe.pipeline.system.errors import GateFailed, Inconclusive, ParityGateF
 from atopipe.pipeline.system.files import write_text
 from atopipe.pipeline.system.text import milliseconds, scaled
 
-SUMMARISED = ("train", "baseline", "shrink", "export", "quantize", "validate")
 
-
-def publish_verdict(run: RunDirectory) -> None:
+def publish_verdict(run: RunDirectory, results: Sequence[Result]) -> None:
     """What a build server reads, for a run that ends before this stage: junit.xml, summary.md and the job's summary."""
-    summary = summary_of(run)
+    summary = summary_of(run, results)
     write_text(run.root / "summary.md", summary.as_markdown())
     write_text(run.root / "junit.xml", junit(summary.title, gates_of(run), summary.seconds))
     append_step_summary(summary.as_markdown())
@@ -33,14 +31,12 @@ def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def results_of(run: RunDirectory, names: Iterable[str]) -> list[Result]:
-    """Of the complete ones of these stages; one that is no longer asked for does not count."""
-    wanted = [name for name in names if name not in run.config.unwanted_stages]
-    return [result for name in wanted if (result := run.result(name))]
+    """Of the complete ones of these stages."""
+    return [result for name in names if (result := run.result(name))]
 
 
-def summary_of(run: RunDirectory) -> Summary:
-    """The summary of a run whose stages up to validate are complete."""
-    results = results_of(run, SUMMARISED)
+def summary_of(run: RunDirectory, results: Sequence[Result]) -> Summary:
+    """What these results of a run whose stages up to validate are complete come to."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     seconds = sum(result.seconds for result in results)
     model = run.artifact("export", "model.onnx")

@@ -110,14 +110,14 @@ class RunDirectory:
 
     def depends(self, stage: StageSpec) -> dict[str, Any]:
         """Everything the outcome of `stage` depends on; its inputs must be complete."""
-        inputs = {name: self.result(name) for name in stage.INPUTS}
-        outside = {name for setting in stage.SETTINGS for name in OUTSIDE.get(setting, ())}
+        inputs = {name: self.result(name) for name in stage.inputs}
+        outside = {name for setting in stage.settings for name in OUTSIDE.get(setting, ())}
         return {
-            "stage": stage.NAME,
-            "settings": self.config.slice_for(stage.SETTINGS),
+            "stage": stage.name,
+            "settings": self.config.slice_for(stage.settings),
             "outside": {name: digest for name, digest in self.outside.items() if name in outside},
             "inputs": {name: result.digest for name, result in inputs.items() if result is not None},
-            "libraries": library_versions(("atopipe", *stage.LIBRARIES, *libraries_of(self.config, stage.SETTINGS))),
+            "libraries": library_versions(("atopipe", *stage.libraries, *libraries_of(self.config, stage.settings))),
         }
 
     @cached_property
@@ -131,7 +131,7 @@ class RunDirectory:
 
     def is_current(self, stage: StageSpec) -> bool:
         """True if `stage` is complete and nothing it depends on has changed since."""
-        result = self.result(stage.NAME)
+        result = self.result(stage.name)
         return result is not None and result.key == self.key(stage)
 
     def checkpoints(self, stage: str) -> Path:
@@ -154,12 +154,12 @@ class RunDirectory:
 
     def commit(self, stage: StageSpec, metrics: Mapping[str, float], seconds: float, peak_bytes: int) -> Result:
         """Makes the partial folder of `stage` its complete one, in the place of an older result."""
-        partial = self.folder(f".{stage.NAME}.partial")
+        partial = self.folder(f".{stage.name}.partial")
         depends = self.depends(stage)
         artifacts = {file.relative_to(partial).as_posix(): sha256_file(file) for file in files_in(partial)}
-        result = Result(stage.NAME, sha256_json(depends), depends, artifacts, dict(metrics), seconds, peak_bytes)
+        result = Result(stage.name, sha256_json(depends), depends, artifacts, dict(metrics), seconds, peak_bytes)
         write_sealed(partial / RESULT, asdict(result))
-        self._put_in_place(stage.NAME)
+        self._put_in_place(stage.name)
         return result
 
     def recover(self, stage: str) -> None:
@@ -205,13 +205,13 @@ class RunDirectory:
         return dict(sorted(merged.items()))
 
     def _current(self, stages: Sequence[StageSpec]) -> list[Result]:
-        return [result for stage in stages if self.is_current(stage) and (result := self.result(stage.NAME))]
+        return [result for stage in stages if self.is_current(stage) and (result := self.result(stage.name))]
 
     def publish(self, stages: Sequence[StageSpec]) -> dict[str, float]:
         """Writes metrics.json of the current and manifest.json of all complete stages, and returns the metrics."""
         metrics = self.metrics(stages)
         write_json(self.root / "metrics.json", metrics)
-        complete = [result for stage in stages if (result := self.result(stage.NAME))]
+        complete = [result for stage in stages if (result := self.result(stage.name))]
         write_sealed(self.root / MANIFEST, self._manifest(complete, {r.stage for r in self._current(stages)}))
         return metrics
 

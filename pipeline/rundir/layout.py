@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.system.files import sha256_json
@@ -13,17 +13,20 @@ EXECUTION = "execution.json"  # of stages that train: the device, and how the ne
 LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-class StageSpec(Protocol):
-    """What the directory needs to know of a stage: name, stages it reads, configuration and libraries it depends on."""
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """What the run directory needs to know of a stage.
 
-    @property
-    def NAME(self) -> str: ...  # noqa: N802 (a stage is a module, and this is its constant)
-    @property
-    def INPUTS(self) -> tuple[str, ...]: ...  # noqa: N802
-    @property
-    def SETTINGS(self) -> tuple[str, ...]: ...  # noqa: N802
-    @property
-    def LIBRARIES(self) -> tuple[str, ...]: ...  # noqa: N802
+    `name`: of its folder; `inputs`: the stages whose files it reads; `settings`: the sections of the configuration it
+    depends on; `libraries`: the packages whose versions it depends on; `published`: whether its files have copies at
+    the top of the run directory.
+    """
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    published: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import StageSpec
 
 SHA256_DIGITS = 64
-KINDS: Mapping[str, str] = {"settings": "", "outside": "", "inputs": "what stage ", "libraries": ""}
-AFTER: Mapping[str, str] = {"inputs": " left"}
+KINDS: Mapping[str, str] = {"settings": "{}", "outside": "{}", "inputs": "what stage {} left", "libraries": "{}"}
 
 
 @dataclass(frozen=True)
@@ -29,26 +28,26 @@ def plan(chosen: Sequence[StageSpec], run: RunDirectory, forced: Collection[str]
     """A step for each of the `chosen` stages in their order; the `forced` ones run in any case."""
     steps: list[Step] = []
     for stage in chosen:
-        before = [step.stage for step in steps if step.runs and step.stage in stage.INPUTS]
-        asked = ["asked for"] if stage.NAME in forced else []
+        before = [step.stage for step in steps if step.runs and step.stage in stage.inputs]
+        asked = ["asked for"] if stage.name in forced else []
         reasons = asked or changes(stage, run) or [f"if what {name} leaves is new" for name in before[:1]]
-        steps.append(Step(stage.NAME, bool(reasons), tuple(reasons) or ("unchanged",)))
+        steps.append(Step(stage.name, bool(reasons), tuple(reasons) or ("unchanged",)))
     return steps
 
 
 def changes(stage: StageSpec, run: RunDirectory) -> list[str]:
     """Why `stage` is not current, one reason for each thing that has changed; none where it is."""
-    result = run.result(stage.NAME)
+    result = run.result(stage.name)
     if result is None:
         return ["not done yet"]
     return list(_differences(result.depends, run.depends(stage)))
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for kind, prefix in KINDS.items():
+    for kind, phrase in KINDS.items():
         for name, old, new in _leaves(then.get(kind, {}), now.get(kind, {})):
             said = "has changed" if _is_digest(old) or _is_digest(new) else f"was {_shown(old)}, is {_shown(new)}"
-            yield f"{prefix}{name}{AFTER.get(kind, '')} {said}"
+            yield f"{phrase.format(name)} {said}"
 
 
 def _leaves(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:

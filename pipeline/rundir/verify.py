@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import MANIFEST, RESULT
+from atopipe.pipeline.rundir.layout import MANIFEST, RESULT, StageSpec
 from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json
 
-PUBLISHED = ("bundle", "report")  # stages whose files have copies at the top of the run directory
 OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they say so themselves, or go on changing
 GROWING = ("checkpoints", "tensorboard")
 NEVER = "missing: no command on this run has ended yet"
@@ -34,8 +33,8 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
-def verify(run: RunDirectory) -> list[Problem]:
-    """Everything that is missing, changed or extra, by name; empty if the run is as its stages left it."""
+def verify(run: RunDirectory, stages: Iterable[StageSpec]) -> list[Problem]:
+    """Everything that is missing, changed or extra, by name; empty if the run is as its `stages` left it."""
     manifest = _sealed(run.root / MANIFEST)
     if isinstance(manifest, str):
         return [Problem(MANIFEST, NEVER if manifest == "missing" else manifest)]
@@ -47,7 +46,8 @@ def verify(run: RunDirectory) -> list[Problem]:
     artifacts = {stage["stage"]: stage["artifacts"] for stage in manifest["stages"]}
     artifacts |= {name: result["artifacts"] for name, result in whole.items()}
     current = {stage["stage"] for stage in manifest["stages"] if stage["current"]}
-    copies = [(name in current, artifacts.get(name, {})) for name in PUBLISHED]
+    published = [stage.name for stage in stages if stage.published]
+    copies = [(name in current, artifacts.get(name, {})) for name in published]
     expected = manifest["files"] | _in_stages(artifacts) | _union(files for is_current, files in copies if is_current)
     outdated = _union(files for is_current, files in copies if not is_current)
     return [*broken, *_chain(manifest, whole), *_differences(run.root, expected, outdated)]

@@ -1,4 +1,6 @@
-"""The stages, in order. A stage is a file; adding one touches this line."""
+"""The stages, in order. Each is declared in its own file; adding one touches this table."""
+
+from dataclasses import replace
 
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.stage import Stage
@@ -6,9 +8,13 @@ from atopipe.pipeline.stages import baseline, export, quantize, report, shrink, 
 from atopipe.pipeline.stages.bundle import stage as bundle
 from atopipe.pipeline.stages.validate import stage as validate
 
-STAGES: tuple[Stage, ...] = (train, baseline, shrink, export, quantize, validate, bundle, report)
+STAGES: tuple[Stage, ...] = tuple(
+    module.STAGE for module in (train, baseline, shrink, export, quantize, validate, bundle, report)
+)
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
-    """Those that a run of this configuration goes through."""
-    return tuple(stage for stage in STAGES if stage.NAME not in config.unwanted_stages)
+    """Those that a run of this configuration goes through; each reads only what is among them."""
+    wanted = [stage for stage in STAGES if stage.wanted(config)]
+    names = {stage.name for stage in wanted}
+    return tuple(replace(stage, inputs=tuple(n for n in stage.inputs if n in names)) for stage in wanted)

@@ -4,14 +4,9 @@ Only where `--baseline` asks for it. Leaves weights.safetensors, history.json an
 """
 
 from atopipe.pipeline.engine.networks import accuracy_of
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
 from atopipe.pipeline.models.inference import as_function
-
-NAME = "baseline"
-INPUTS: tuple[str, ...] = ()
-SETTINGS = ("model", "data", "recipe", "seed", "device")
-LIBRARIES = ("torch", "torchvision", "numpy")
 
 
 def run(context: Context) -> dict[str, float]:
@@ -38,3 +33,13 @@ def run(context: Context) -> dict[str, float]:
     seconds = save_training(context, trained, history, execution)
     top1 = accuracy_of(context, as_function(trained, workspace.device)).top1
     return {"accuracy.dense": top1, "time.dense_epochs_s": seconds}
+
+
+STAGE = Stage(
+    name="baseline",
+    run=run,
+    settings=("model", "data", "recipe", "seed", "device"),
+    libraries=("torch", "torchvision", "numpy"),
+    wanted=lambda config: config.baseline,
+    distributed=True,
+)

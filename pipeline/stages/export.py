@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.engine.networks import load_shrunk
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.system.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from atopipe.export.onnx import ExportReport
-
-
-NAME = "export"
-INPUTS = ("shrink",)
-SETTINGS = ("model", "data", "seed")
-LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 def run(context: Context) -> dict[str, float]:
@@ -48,3 +42,12 @@ def _write(context: Context, model: "nn.Module", path: Path) -> "ExportReport":
         "model": context.config.model.name,
     }
     return export_onnx(model, context.workspace.example, path, metadata=metadata)
+
+
+STAGE = Stage(
+    name="export",
+    run=run,
+    inputs=("shrink",),
+    settings=("model", "data", "seed"),
+    libraries=("torch", "torchvision", "onnx", "onnxscript"),
+)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config.schema import FULL
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.rundir.layout import file_of
 from atopipe.pipeline.system.files import write_json
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-NAME = "quantize"
-INPUTS = ("export",)
-SETTINGS = ("data", "variants", "seed")
-LIBRARIES = ("torch", "onnx", "onnxruntime")
 CALIBRATION_IMAGES = 256
 
 
@@ -46,3 +42,13 @@ def _calibration_images(context: Context) -> "NDArray[np.float32]":
     drawn = data.subset(min(CALIBRATION_IMAGES, len(data.train)), generator).train
     images, _ = next(iter(drawn.batches(len(drawn), device="cpu")))
     return images.numpy()
+
+
+STAGE = Stage(
+    name="quantize",
+    run=run,
+    inputs=("export",),
+    settings=("data", "variants", "seed"),
+    libraries=("torch", "onnx", "onnxruntime"),
+    wanted=lambda config: config.has_variants,
+)

@@ -6,14 +6,10 @@ Leaves structure.json (model name, arguments, kept indices) and weights.safetens
 import json
 
 from atopipe.pipeline.engine.networks import load_mask, load_trained
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.system.files import write_json
 
-NAME = "shrink"
-INPUTS = ("train",)
-SETTINGS = ("model", "data", "seed")
-LIBRARIES = ("torch", "torchvision", "torch-pruning")
 PROOF_IMAGES = 16
 
 
@@ -46,3 +42,12 @@ def run(context: Context) -> dict[str, float]:
         "params.ratio": counts["params.shrunk"] / counts["params.dense"],
         "lossless.max_rel_diff": proof.max_rel_diff,
     }
+
+
+STAGE = Stage(
+    name="shrink",
+    run=run,
+    inputs=("train",),
+    settings=("model", "data", "seed"),
+    libraries=("torch", "torchvision", "torch-pruning"),
+)

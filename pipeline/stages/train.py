@@ -7,7 +7,7 @@ execution.json.
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.flags import COST_NAMES, TARGETS
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
 
 
-NAME = "train"
-INPUTS: tuple[str, ...] = ()
-SETTINGS = ("model", "data", *TARGETS, "recipe", "seed", "device")
-LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy")
 NAMED = 2  # unprunable widths that are named before training; `atopipe inspect` names all
 
 
@@ -77,3 +73,12 @@ def _described(groups: "Groups") -> str:
     whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
     widths = f"{groups.total:,} groups of channels in {len(groups.sets)} widths can be pruned"
     return f"{widths}; stays whole: {whole}" if whole else widths
+
+
+STAGE = Stage(
+    name="train",
+    run=run,
+    settings=("model", "data", *TARGETS, "recipe", "seed", "device"),
+    libraries=("torch", "torchvision", "torch-pruning", "numpy"),
+    distributed=True,
+)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.verify import verify
+from atopipe.pipeline.stages import STAGES
 
 NET = """
 from torch import nn
@@ -125,7 +126,7 @@ def digests(run: Path) -> dict[str, str]:
 
 def problems(run: Path) -> list[str]:
     """What `atopipe verify` says."""
-    return [problem.as_text() for problem in verify(RunDirectory.open(run))]
+    return [problem.as_text() for problem in verify(RunDirectory.open(run), STAGES)]
 
 
 def flip_bit(path: Path, draw: random.Random) -> None:

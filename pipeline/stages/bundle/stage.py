@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.engine.networks import load_shrunk
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
 from atopipe.pipeline.report.results import publish_verdict, require_equivalence, results_of, summary_of, verdict_of
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import file_of
+from atopipe.pipeline.rundir.layout import Result, file_of
 from atopipe.pipeline.stages.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.stages.bundle.card import model_card
 from atopipe.pipeline.system.errors import ParityGateFailed
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-NAME = "bundle"
-INPUTS = ("train", "baseline", "shrink", "export", "quantize", "validate")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "variants", "gates", "seed")
-LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime")
 FOLDER, ARCHIVE = "bundle", "bundle.zip"
 SAMPLES = 8
 PHOTO = (97, 131)  # height and width of a picture that needs scaling and cutting
@@ -47,7 +43,8 @@ REPLAY_SECONDS = 300
 
 
 def run(context: Context) -> dict[str, float]:
-    _refuse_another_model(context.run)
+    results = results_of(context.run, context.stage.inputs)
+    _refuse_another_model(context.run, results)
     folder = context.folder / FOLDER
     (folder / "samples").mkdir(parents=True)
     for file in _models(context):
@@ -58,9 +55,9 @@ def run(context: Context) -> dict[str, float]:
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
     settings = json.loads(data.preprocessing.to_json())
-    summary = replace(summary_of(context.run), title=_title(context), model="model.onnx")
+    summary = replace(summary_of(context.run, results), title=_title(context), model="model.onnx")
     write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, _structures(context)))
-    write_json(folder / "manifest.json", _manifest(context, folder))
+    write_json(folder / "manifest.json", _manifest(context, results, folder))
     write_sums(folder)
     replayed = _replay(folder)
     write_zip(folder, context.folder / ARCHIVE)
@@ -71,7 +68,7 @@ def run(context: Context) -> dict[str, float]:
     }
 
 
-def _refuse_another_model(run: RunDirectory) -> None:
+def _refuse_another_model(run: RunDirectory, results: Sequence[Result]) -> None:
     """Raises ParityGateFailed for a model that is not the trained one, and says so where a build server looks.
 
     What an earlier attempt delivered is taken away.
@@ -79,7 +76,7 @@ def _refuse_another_model(run: RunDirectory) -> None:
     try:
         require_equivalence(run)
     except ParityGateFailed:
-        publish_verdict(run)
+        publish_verdict(run, results)
         shutil.rmtree(run.root / FOLDER, ignore_errors=True)
         (run.root / ARCHIVE).unlink(missing_ok=True)
         raise
@@ -151,9 +148,8 @@ def _photo() -> "NDArray[np.uint8]":
     return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
 
 
-def _manifest(context: Context, folder: Path) -> dict[str, Any]:
+def _manifest(context: Context, results: Sequence[Result], folder: Path) -> dict[str, Any]:
     """Where the files come from: the chain of digests from training to the model, and every file's own."""
-    results = results_of(context.run, INPUTS)
     return {
         "model": context.config.model.name,
         "data": _data_name(context),
@@ -200,3 +196,13 @@ def _publish(context: Context) -> None:
     shutil.rmtree(root / FOLDER, ignore_errors=True)
     partial.rename(root / FOLDER)
     write_bytes(root / ARCHIVE, (context.folder / ARCHIVE).read_bytes())
+
+
+STAGE = Stage(
+    name="bundle",
+    run=run,
+    inputs=("train", "baseline", "shrink", "export", "quantize", "validate"),
+    settings=("model", "data", *TARGETS, "baseline", "variants", "gates", "seed"),
+    libraries=("torch", "numpy", "onnx", "onnxruntime"),
+    published=True,
+)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.engine.networks import accuracy_of, load_dense, load_shrunk, load_trained
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
 from atopipe.pipeline.stages.validate.gates import Findings, _as_dict, _chosen_gates, _located, _standing_gates
 from atopipe.pipeline.stages.validate.variants import as_json, examine, judged, timed
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from atopipe.validate.latency import Comparison
 
 
-NAME = "validate"
-INPUTS = ("train", "baseline", "shrink", "export", "quantize")
-SETTINGS = ("model", "data", *TARGETS, "baseline", "variants", "gates", "seed", "validation")
-LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy")
 PARITY_IMAGES = 32
 
 
@@ -128,3 +124,12 @@ def _latency_metrics(latency: "Comparison") -> dict[str, float]:
         return measured
     interval = {"latency.ratio_low": latency.ratio.low, "latency.ratio_high": latency.ratio.high}
     return {**measured, "latency.ratio": latency.ratio.estimate, **interval}
+
+
+STAGE = Stage(
+    name="validate",
+    run=run,
+    inputs=("train", "baseline", "shrink", "export", "quantize"),
+    settings=("model", "data", *TARGETS, "baseline", "variants", "gates", "seed", "validation"),
+    libraries=("torch", "torchvision", "onnxruntime", "numpy"),
+)

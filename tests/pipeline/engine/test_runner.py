@@ -3,35 +3,36 @@
 import errno
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.engine.runner import execute
-from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.report.terminal import QuietDisplay
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.system.errors import AtopipeError, Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.files import write_text
 
 
-@dataclass
 class Counting:
     """A stage that counts its runs and writes one file, or does `instead`."""
 
-    NAME: str
-    INPUTS: tuple[str, ...] = ()
-    SETTINGS: tuple[str, ...] = ("seed",)
-    LIBRARIES: tuple[str, ...] = ()
-    instead: Callable[[Context], Mapping[str, float]] | None = None
-    runs: int = field(default=0)
+    def __init__(
+        self,
+        name: str,
+        inputs: tuple[str, ...] = (),
+        instead: Callable[[Context], Mapping[str, float]] | None = None,
+    ) -> None:
+        self.runs, self.instead = 0, instead
+        distributed = name == "train"
+        self.stage = Stage(name=name, inputs=inputs, settings=("seed",), run=self.run, distributed=distributed)
 
     def run(self, context: Context) -> Mapping[str, float]:
         self.runs += 1
         write_text(context.folder / "out.txt", f"run {self.runs}")
-        return self.instead(context) if self.instead else {f"{self.NAME}.runs": self.runs}
+        return self.instead(context) if self.instead else {f"{self.stage.name}.runs": self.runs}
 
 
 class Recording(QuietDisplay):
@@ -49,26 +50,26 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def test_complete_stages_are_skipped_and_a_forced_one_is_redone_with_what_reads_it(run: RunDirectory) -> None:
     first, second, shown = Counting("train"), Counting("shrink", ("train",)), Recording()
-    execute([first, second], [first, second], run, shown)
-    execute([first, second], [first, second], run, shown)
+    execute([first.stage, second.stage], [first.stage, second.stage], run, shown)
+    execute([first.stage, second.stage], [first.stage, second.stage], run, shown)
     assert (first.runs, second.runs) == (1, 1)
     assert shown.lines[-2:] == ["train    unchanged, skipped", "shrink   unchanged, skipped"]
-    execute([first], [first, second], run, shown, forced=["train"])
-    execute([first, second], [first, second], run, shown)
+    execute([first.stage], [first.stage, second.stage], run, shown, forced=["train"])
+    execute([first.stage, second.stage], [first.stage, second.stage], run, shown)
     assert (first.runs, second.runs) == (2, 2)
 
 
 def test_a_stage_alone_needs_what_it_reads(run: RunDirectory) -> None:
     first, second = Counting("train"), Counting("shrink", ("train",))
     with pytest.raises(UsageError) as caught:
-        execute([second], [first, second], run, QuietDisplay())
+        execute([second.stage], [first.stage, second.stage], run, QuietDisplay())
     remedy = f"run 'atopipe run --output {run.root} ...' first"
     assert str(caught.value) == f"stage train of '{run.root}' is not complete: {remedy}"
     third = Counting("export", ("shrink",))
-    execute([first, second], [first, second, third], run, QuietDisplay())
-    execute([first], [first, second, third], run, QuietDisplay(), forced=["train"])
+    execute([first.stage, second.stage], [first.stage, second.stage, third.stage], run, QuietDisplay())
+    execute([first.stage], [first.stage, second.stage, third.stage], run, QuietDisplay(), forced=["train"])
     with pytest.raises(UsageError) as caught:
-        execute([third], [first, second, third], run, QuietDisplay())
+        execute([third.stage], [first.stage, second.stage, third.stage], run, QuietDisplay())
     assert str(caught.value) == f"stage shrink of '{run.root}' is out of date: run 'atopipe shrink {run.root}' first"
 
 
@@ -97,11 +98,11 @@ def test_a_failing_stage_leaves_the_complete_ones_and_no_partial_folder(
 ) -> None:
     first, second = Counting("train"), Counting("shrink", ("train",), instead=raising(error))
     with pytest.raises(kind) as caught:
-        execute([first, second], [first, second], run, QuietDisplay())
+        execute([first.stage, second.stage], [first.stage, second.stage], run, QuietDisplay())
     assert str(caught.value).startswith(sentence.format(root=run.root))
     assert [path.name for path in (run.root / "stages").iterdir()] == ["train"]
     last = json.loads((run.root / "events.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["stage"]) == ("stage failed", "shrink")
     second.instead = None
-    execute([first, second], [first, second], run, QuietDisplay())
+    execute([first.stage, second.stage], [first.stage, second.stage], run, QuietDisplay())
     assert (first.runs, second.runs) == (1, 2)

@@ -1,7 +1,6 @@
 """The run directory: keys, atomic commits, what is refused, what is recorded."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,19 +8,21 @@ import pytest
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import StageSpec
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import sha256_file, write_bytes, write_text
 
 
-@dataclass(frozen=True)
-class Spec:
-    NAME: str
-    INPUTS: tuple[str, ...] = ()
-    SETTINGS: tuple[str, ...] = ("seed",)
-    LIBRARIES: tuple[str, ...] = ("numpy",)
+def spec(
+    name: str,
+    inputs: tuple[str, ...] = (),
+    settings: tuple[str, ...] = ("seed",),
+    libraries: tuple[str, ...] = ("numpy",),
+) -> StageSpec:
+    return StageSpec(name=name, inputs=inputs, settings=settings, libraries=libraries)
 
 
-FIRST, SECOND = Spec("first"), Spec("second", ("first",), ())
+FIRST, SECOND = spec("first"), spec("second", ("first",), ())
 
 
 def config(**values: object) -> Config:
@@ -33,8 +34,8 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "run", config())
 
 
-def complete(run: RunDirectory, stage: Spec, content: str = "x", **metrics: float) -> None:
-    folder = run.begin(stage.NAME)
+def complete(run: RunDirectory, stage: StageSpec, content: str = "x", **metrics: float) -> None:
+    folder = run.begin(stage.name)
     write_text(folder / "out.txt", content)
     run.commit(stage, metrics, seconds=2.0, peak_bytes=100)
 
@@ -67,7 +68,7 @@ def test_a_stage_is_current_until_something_it_depends_on_changes(run: RunDirect
     assert run.is_current(FIRST)
     assert RunDirectory(run.root, config(target_flops=0.4)).is_current(FIRST)
     assert not RunDirectory(run.root, config(seed=1)).is_current(FIRST)
-    assert not run.is_current(Spec("first", LIBRARIES=("numpy", "torch")))
+    assert not run.is_current(spec("first", libraries=("numpy", "torch")))
 
 
 @pytest.mark.parametrize(("content", "metrics"), [("y", {}), ("x", {"m": 1.0})], ids=["artifact", "metric"])

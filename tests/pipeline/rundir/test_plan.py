@@ -1,6 +1,5 @@
 """What would run, and why."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,19 +7,21 @@ import pytest
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import StageSpec
 from atopipe.pipeline.rundir.plan import changes, plan
 from atopipe.pipeline.system.files import write_text
 
 
-@dataclass(frozen=True)
-class Spec:
-    NAME: str
-    INPUTS: tuple[str, ...] = ()
-    SETTINGS: tuple[str, ...] = ("seed", "recipe")
-    LIBRARIES: tuple[str, ...] = ("numpy",)
+def spec(
+    name: str,
+    inputs: tuple[str, ...] = (),
+    settings: tuple[str, ...] = ("seed", "recipe"),
+    libraries: tuple[str, ...] = ("numpy",),
+) -> StageSpec:
+    return StageSpec(name=name, inputs=inputs, settings=settings, libraries=libraries)
 
 
-FIRST, SECOND, THIRD = Spec("first"), Spec("second", ("first",), ()), Spec("third", ("second",), ())
+FIRST, SECOND, THIRD = spec("first"), spec("second", ("first",), ()), spec("third", ("second",), ())
 ALL = (FIRST, SECOND, THIRD)
 
 
@@ -37,8 +38,8 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def complete(run: RunDirectory, stage: Spec, content: str = "x") -> None:
-    write_text(run.begin(stage.NAME) / "out.txt", content)
+def complete(run: RunDirectory, stage: StageSpec, content: str = "x") -> None:
+    write_text(run.begin(stage.name) / "out.txt", content)
     run.commit(stage, {}, seconds=1.0, peak_bytes=1)
 
 
@@ -71,7 +72,7 @@ def test_another_result_of_a_stage_before_is_a_reason(run: RunDirectory) -> None
 
 
 def test_a_library_is_named(run: RunDirectory) -> None:
-    reasons = changes(Spec("first", LIBRARIES=("numpy", "no-such-library")), run)
+    reasons = changes(spec("first", libraries=("numpy", "no-such-library")), run)
     assert reasons == ["no-such-library was not there, is absent"]
 
 

@@ -12,6 +12,7 @@ from harness import flip_bit
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.verify import Problem, verify
+from atopipe.pipeline.stages import STAGES
 
 NOT_VERIFIED = {"events.jsonl", "inputs.json", ".lock"}  # they go on growing, or can be made anew
 
@@ -26,7 +27,7 @@ def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def problems(root: Path) -> list[Problem]:
-    return verify(RunDirectory.open(root))
+    return verify(RunDirectory.open(root), STAGES)
 
 
 def files(root: Path) -> list[str]:
@@ -98,10 +99,10 @@ def test_what_is_out_of_date_is_no_damage(here: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_is_no_damage(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(context: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atopipe.pipeline.stages.export.run", interrupt)
+    monkeypatch.setattr("atopipe.pipeline.stages.export._write", interrupt)
     assert main(["run", "--config", "config.yaml", "--output", "out", "--force", "--quiet"]) == 130
     assert problems(here / "out") == []
 

@@ -19,7 +19,7 @@ from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.report.results import raise_verdict
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.stages import STAGES, baseline, quantize
+from atopipe.pipeline.stages import STAGES
 from atopipe.pipeline.system.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.system.files import sha256_file
 from atopipe.validate.session import open_session
@@ -53,7 +53,7 @@ BUNDLE = (
     *("model.onnx", "labels.txt", "preprocess.json", "infer.py", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
     *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
 )
-CHAIN = [stage.NAME for stage in STAGES if stage not in (baseline, quantize)]
+CHAIN = [stage.name for stage in STAGES if stage.name not in ("baseline", "quantize")]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
     *("accuracy.masked", "accuracy.shrunk", "accuracy.onnx", "lossless.max_rel_diff", "parity.max_abs_diff"),
@@ -319,7 +319,7 @@ def test_gates_decide_the_exit_code(
     tmp_path: Path, gates: dict[str, str], kind: type[GateFailed | Inconclusive], sentence: str
 ) -> None:
     run = RunDirectory.create(tmp_path / "run", load_config(None, {"model.name": "m", "target_flops": 0.5}))
-    validate = next(stage for stage in STAGES if stage.NAME == "validate")
+    validate = next(stage for stage in STAGES if stage.name == "validate")
     content = [{"name": name, "outcome": outcome, "reason": f"{name} is bad"} for name, outcome in gates.items()]
     (run.begin("validate") / "gates.json").write_text(json.dumps(content))
     run.commit(validate, {}, 0.0, 0)

@@ -120,7 +120,7 @@ def recommit(run: Path, stage: str, file: str, change: Callable[[Path], None]) -
     shutil.copytree(run / "stages" / stage, partial, dirs_exist_ok=True)
     (partial / "result.json").unlink()
     change(partial / file)
-    spec = next(known for known in STAGES if stage == known.NAME)
+    spec = next(known for known in STAGES if stage == known.name)
     directory.commit(spec, result.metrics, 0.0, 0)
 
 
