@@ -1,4 +1,4 @@
-"""What the pages say is so: commands, settings, links, metrics, exit codes and versions."""
+"""What the pages say is true: commands, settings, links, metrics, exit codes and versions."""
 
 import ast
 import re
@@ -119,7 +119,7 @@ def test_the_models_of_the_command_lines_exist() -> None:
 
 
 def test_a_refused_command_is_refused_with_the_words_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    refused = REFUSED.findall(TEXTS["README.md"])
+    refused = REFUSED.findall(TEXTS["docs/reference/exit-codes.md"])
     assert refused
     for command, answer in refused:
         assert main(shlex.split(command)[1:]) == errors.UsageError.exit_code
@@ -147,6 +147,14 @@ def test_the_shown_run_speaks_as_runs_do() -> None:
     assert f"\ntarget  {both_readings({'flops': 0.3})}\n" in shown
     judged = [name for gate, name in GATES.items() if gate != "params.ratio"]  # the run shown has a FLOPs target only
     assert [name for name in judged if not re.search(rf"^{re.escape(name)} +pass: ", shown, re.MULTILINE)] == []
+
+
+def test_the_options_of_the_bundle_exist() -> None:
+    source = (ROOT / "pipeline/stages/bundle/infer.py").read_text(encoding="utf-8")
+    lines = {line for text in TEXTS.values() for line in (*inline_code(text), *code_lines(text)) if "infer.py" in line}
+    named = {option for line in lines for option in re.findall(r"--[a-z]+", line.partition("infer.py")[2])}
+    assert named >= {"--selftest", "--image"}
+    assert {option for option in named if f'"{option}"' not in source} == set()
 
 
 def test_options_named_alone_belong_to_some_command() -> None:
@@ -188,7 +196,8 @@ def test_the_reference_lists_every_source_of_data() -> None:
 
 def test_the_examples_of_own_code_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    for body in blocks(TEXTS["docs/how-to/extending.md"], "python"):
+    pages = ("docs/how-to/own-network.md", "docs/how-to/own-data.md")
+    for body in (body for page in pages for body in blocks(TEXTS[page], "python")):
         name, _, code = body.removeprefix("# ").partition("\n")
         (here / name).write_text(code, encoding="utf-8")
     assert main(["inspect", "--model", "tiny:net", "--data", "noise:two_kinds", "--threads", "1"]) == 0
@@ -200,6 +209,19 @@ def test_links_and_named_files_exist(page: str) -> None:
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
     named = [code.split()[0] for code in inline_code(TEXTS[page]) if code.startswith(FOLDERS)]
     assert missing + [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_sections_that_links_name_exist(page: str) -> None:
+    for link, section in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", TEXTS[page]):
+        target = (ROOT / page).parent.joinpath(link) if link else ROOT / page
+        assert section in anchors(target.read_text(encoding="utf-8")), f"{page}: {link}#{section}"
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_only_the_main_pages_are_unlinked() -> None:
@@ -232,17 +254,15 @@ def test_every_metric_named_can_be_written_and_every_one_written_is_named() -> N
 
 
 def test_the_fields_of_the_history_are_named() -> None:
-    section = TEXTS["docs/reference/run-directory.md"].partition("## history.json")[2].partition("##")[0]
+    section = TEXTS["docs/reference/metrics.md"].partition("## history.json")[2].partition("##")[0]
     assert inline_code(section) == [field.name for field in fields(EpochRecord)]
 
 
 def test_exit_codes_and_their_words_are_those_of_the_errors() -> None:
     words = dict(re.findall(r"^\s+\W*\w+\s+(\d+)\s{2}(.+)$", errors.__doc__ or "", re.MULTILINE))
-    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", TEXTS["README.md"], re.MULTILINE))
+    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", TEXTS["docs/reference/exit-codes.md"], re.MULTILINE))
     assert set(rows) == {*words, "0", str(errors.EXPORT_OR_PARITY)}
     assert {code for code, meaning in words.items() if meaning not in rows[code]} == set()
-    listed = TEXTS["docs/reference/run-directory.md"].partition("## Exit codes")[2]
-    assert set(re.findall(r"(?:^|· )(\d+) ", listed, re.MULTILINE)) == set(rows)
     codes = {value.exit_code for value in vars(errors).values() if hasattr(value, "exit_code")}
     assert {int(code) for code in rows} == codes | {0} | set(failures.LEAF_EXIT_CODES.values())
 

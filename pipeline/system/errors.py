@@ -1,11 +1,11 @@
 """What can go wrong, one class per exit code.
 
-    AtopipeError          1  unexpected
-    ├── UsageError        2  an option, a configuration or a network that cannot work
-    ├── GateFailed        3  a valid negative result
-    ├── Inconclusive      4  a measurement that cannot decide
-    ├── MissingError      5  environment, provider, data or space that is not there
-    └── Interrupted     130  stopped by the user, what is complete stays usable
+    AtopipeError          1  unexpected error
+    ├── UsageError        2  invalid option, configuration or network
+    ├── GateFailed        3  a gate failed: a valid negative result
+    ├── Inconclusive      4  inconclusive: a measurement cannot decide a gate
+    ├── MissingError      5  missing dependency, execution provider, data set or disk space
+    └── Interrupted     130  interrupted by the user; complete stages stay usable
 
 The message of each is one sentence for the user: the name, the value and the remedy.
 """
