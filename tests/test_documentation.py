@@ -267,6 +267,13 @@ def test_exit_codes_and_their_words_are_those_of_the_errors() -> None:
     assert {int(code) for code in rows} == codes | {0} | set(failures.LEAF_EXIT_CODES.values())
 
 
+def test_the_table_of_layers_names_every_package() -> None:
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    layers = TEXTS["CONTRIBUTING.md"].partition("## Layers")[2].partition("Within")[0]
+    named = {code.rstrip("/") for code in inline_code(layers) if code.startswith("pipeline/")}
+    assert named == {*packages, "pipeline/api.py"}
+
+
 def test_the_changelog_has_the_version_of_the_package() -> None:
     version = re.search(r'version="([^"]+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
     assert version is not None
