@@ -68,7 +68,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
 
 
-def annealed_target(target: float, progress: float, anneal: float) -> float:
-    """The budget during the search: from 1 down to `target`, geometrically, over the fraction `anneal` of it."""
+def annealed_ratio(start: float, progress: float, anneal: float) -> float:
+    """A limit during the search, in units of itself: from `start` to 1, geometrically, over the fraction `anneal`."""
     done = 1.0 if anneal == 0 else min(progress / anneal, 1.0)
-    return float(target**done)
+    return float(start ** (1 - done))

@@ -13,9 +13,9 @@ from record import rows
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution
 from atopipe.ato.recipe import Recipe
-from atopipe.ato.search.cost import flops
+from atopipe.ato.search.budget import Budget
+from atopipe.ato.search.cost import flops, kept_fraction
 from atopipe.ato.search.mask_search import Search
-from atopipe.ato.search.selection import Budget
 from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord, accuracy
 from atopipe.ato.training.trainer import train
@@ -61,15 +61,15 @@ def train_case(case: Case, data: Data, recipe: Recipe, search: type[Search], dev
     else:
         groups = find_groups(model, example, torch.Generator().manual_seed(case.seed))
         cost = flops(model, groups, example)
-        result = train(model.to(device), groups, [Budget("FLOPs", cost, case.target)], search=search, **common)
+        result = train(model.to(device), groups, [Budget.of_dense(cost, case.target)], search=search, **common)
         trained, widths = result.model.to(device), groups.widths(result.mask.cpu())
         kept = {
-            "flops_ratio": float(cost.ratio(widths)),
+            "flops_ratio": kept_fraction(cost, widths),
             "widths": {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)},
         }
     seconds = {phase: sum(e.seconds for e in epochs if e.phase == phase) for phase in {e.phase for e in epochs}}
     tested = accuracy(trained, data.val.batches(WATCHED, device=device), execution)
-    return {"accuracy": tested, **kept, "flops_kept": [e.flops_kept for e in epochs], "seconds": seconds}
+    return {"accuracy": tested, **kept, "flops_kept": [e.kept.get("flops", 1.0) for e in epochs], "seconds": seconds}
 
 
 def done(name: str) -> set[Case]:

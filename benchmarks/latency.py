@@ -19,8 +19,9 @@ from record import append, environment
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.recipe import Align
 from atopipe.ato.removal.shrink import shrink
-from atopipe.ato.search.cost import flops
-from atopipe.ato.search.selection import Budget, best_groups, select_widths
+from atopipe.ato.search.budget import Budget
+from atopipe.ato.search.cost import flops, kept_fraction
+from atopipe.ato.search.selection import best_groups, select_widths
 from atopipe.export.onnx import export_onnx
 from atopipe.pipeline.models.build import build_model
 from atopipe.validate.latency import compare_latency
@@ -36,7 +37,7 @@ def measure(model: str, target: float, align: Align, size: int, threads: int, se
     groups = find_groups(dense, example, torch.Generator().manual_seed(0))
     cost = flops(dense, groups, example)
     scores = torch.cat([torch.arange(count).double() / count for count in groups.sizes])
-    widths = select_widths(scores, groups, [Budget("FLOPs", cost, target)], align)
+    widths = select_widths(scores, groups, [Budget.of_dense(cost, target)], align)
     small, _ = shrink(dense, groups, best_groups(scores, groups, widths))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("dense.onnx", "model.onnx")]
@@ -45,9 +46,9 @@ def measure(model: str, target: float, align: Align, size: int, threads: int, se
         images = np.random.default_rng(0).normal(size=(8, 3, size, size)).astype(np.float32)
         found = compare_latency(*files, images, threads=threads, budget_s=seconds)
     case = {"model": model, "target": target, "align": align, "size": size, "threads": threads}
-    append("latency", {**case, "flops": float(cost.ratio(widths)), **asdict(found), "environment": environment()})
+    append("latency", {**case, "flops": kept_fraction(cost, widths), **asdict(found), "environment": environment()})
     click.echo(
-        f"{model} at {target:g}: FLOPs {float(cost.ratio(widths)):.4f}, latency {found.ratio}, {found.kept:.2f} kept"
+        f"{model} at {target:g}: FLOPs {kept_fraction(cost, widths):.4f}, latency {found.ratio}, {found.kept:.2f} kept"
     )
 
 

@@ -22,8 +22,8 @@ from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
 from atopipe.ato.recipe import PhaseSettings, Recipe
 from atopipe.ato.schedule import Phase, Schedule
+from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import flops
-from atopipe.ato.search.selection import Budget
 from atopipe.ato.training.dense import DenseTrainer
 from atopipe.ato.training.trainer import Trainer
 from atopipe.pipeline.config.load import load_config
@@ -50,7 +50,7 @@ def prepare(name: str, size: int, recipe: Recipe, target: float, steps: int, dev
     model, example = build_model(name, CLASSES), torch.zeros(1, 3, size, size)
     dense = build_model(name, CLASSES)
     groups = find_groups(model, example, torch.Generator().manual_seed(0))
-    budget = Budget("FLOPs", flops(model, groups, example), target)
+    budget = Budget.of_dense(flops(model, groups, example), target)
     execution = Execution(PRECISIONS[recipe.precision](device), best_memory_format(model, example), _wrap(recipe))
     even = dataclasses.replace(
         recipe, phases=EQUAL_PHASES, controller=dataclasses.replace(recipe.controller, every=2, least_steps=1)

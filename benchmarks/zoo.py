@@ -86,8 +86,9 @@ def _measure(name: str) -> dict[str, Any]:
     import torch
 
     from atopipe.ato.discovery.find import find_groups
+    from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import flops, params
-    from atopipe.ato.search.selection import Budget, reachable_minimum
+    from atopipe.ato.search.selection import reachable_minimum
     from atopipe.pipeline.engine.preflight import rehearse
     from atopipe.pipeline.models.build import build_model
 
@@ -112,10 +113,10 @@ def _measure(name: str) -> dict[str, Any]:
         "minimum_params": reachable_minimum(groups, size, "auto"),
         "find_seconds": round(seconds, 2),
     }
-    budget = Budget("FLOPs", cost, 1 - (1 - minimum) / 2)
+    budget = Budget.of_dense(cost, 1 - (1 - minimum) / 2)
     rehearsal = rehearse(model, groups, [budget], example, align="auto", generator=generator)
     outcome = "pass" if rehearsal.passed else "parity"
-    compared = {"target": budget.target, "ratio": rehearsal.ratios["FLOPs"], "lossless": rehearsal.lossless}
+    compared = {"target": 1 - (1 - minimum) / 2, "ratio": rehearsal.ratios["flops"], "lossless": rehearsal.lossless}
     return {"outcome": outcome, **found, **compared, "parity": rehearsal.parity, "opset": rehearsal.opset}
 
 

@@ -58,7 +58,7 @@ def _default_output(config: Config) -> Path:
 
 def _target_words(config: Config) -> list[str]:
     """0.3 for a FLOPs target; other costs are named."""
-    return [f"{target:g}" if cost == "flops" else f"{cost}{target:g}" for cost, target in config.targets.items()]
+    return [target.written if cost == "flops" else f"{cost}{target.written}" for cost, target in config.targets.items()]
 
 
 def _selection(names: Sequence[str] | None, run: RunDirectory, how: How) -> tuple[list[Stage], list[str]]:

@@ -1,14 +1,14 @@
 """What a network costs, as a differentiable function of the widths of its group sets.
 
-Every cost here is a sum of products of two channel counts, and every channel count is an affine function of the
+FLOPs and parameters are a sum of products of two channel counts, and every channel count is an affine function of the
 widths: FLOPs of a convolution = 2 * positions * kernel / blocks * (outputs kept) * (inputs kept).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,50 @@ from atopipe.ato.discovery.capture import trace_twin
 from atopipe.ato.groups import Groups
 from atopipe.ato.layers import AXES, Axis
 
-SMALLEST_RATIO = 1e-6
 Count = tuple[str, Axis]  # the channels of a layer along an axis
 Term = tuple[float, Count | None, Count | None]  # coefficient, two channel counts (None stands for one)
 
 
+class Cost(Protocol):
+    """A quantity that a network of given widths takes: float64, non-decreasing in every width, differentiable.
+
+    `name`: what it is called in files and settings; `unit`: what it is counted in, as users know it; `dense`: of the
+    network at full width.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def dense(self) -> float: ...
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """The cost at the widths [sets], a scalar in `unit`."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same cost on another device."""
+        ...
+
+
+def kept_fraction(cost: Cost, widths: Tensor) -> float:
+    """The cost at the widths [sets] as a fraction of the dense one."""
+    return float(cost(widths) / cost.dense)
+
+
 @dataclass(frozen=True, eq=False)
-class Cost:
+class BilinearCost:
     """cost(widths) = sum_t coefficient_t * kept[left_t] * kept[right_t],  kept = base + share @ widths.
 
     Shapes: coefficient, left, right [terms]; base [counts]; share [counts, sets]; widths [sets]. All float64 but the
     indices.
     """
 
+    name: str
+    unit: str
     coefficient: Tensor
     left: Tensor
     right: Tensor
@@ -49,16 +80,13 @@ class Cost:
         """The cost of the whole network."""
         return float(self(self.sizes))
 
-    def ratio(self, widths: Tensor) -> Tensor:
-        """The cost as a fraction of the dense one."""
-        return self(widths) / self.dense
-
-    def to(self, device: torch.device) -> "Cost":
+    def to(self, device: torch.device) -> Self:
         """The same cost on another device."""
-        return Cost(*(getattr(self, field.name).to(device) for field in fields(self)))
+        tensors = (self.coefficient, self.left, self.right, self.base, self.share, self.sizes)
+        return type(self)(self.name, self.unit, *(tensor.to(device) for tensor in tensors))
 
 
-def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+def flops(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:
     """FLOPs for one image: two per multiply-accumulate of convolution and linear layers; nothing else is counted.
 
     The projections of `nn.MultiheadAttention` are linear layers; they stay whole.
@@ -73,10 +101,10 @@ def flops(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
         reads: Count | None = None if layers.is_depthwise(module) else (name, "in")
         terms.append((2 * positions * kernel / layers.blocks(module), (name, "out"), reads))
     terms.append((count_attention(model, example), None, None))
-    return _assemble(model, groups, terms)
+    return _assemble("flops", "FLOPs", model, groups, terms)
 
 
-def params(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
+def params(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:
     """Number of parameters; the same whatever the `example` image."""
     terms: list[Term] = []
     for name, module in model.named_modules():
@@ -85,7 +113,7 @@ def params(model: nn.Module, groups: Groups, example: Tensor) -> Cost:
             divisor = math.prod(layers.channels(module, axis) for _, axis in counts)
             left, right = [*counts, None, None][:2]
             terms.append((parameter.numel() / divisor, left, right))
-    return _assemble(model, groups, terms)
+    return _assemble("params", "parameters", model, groups, terms)
 
 
 COSTS: Mapping[str, Callable[[nn.Module, Groups, Tensor], Cost]] = {"flops": flops, "params": params}
@@ -103,7 +131,7 @@ def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
 
     def count(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output: Any) -> None:
         if isinstance(module, _ConvTransposeNd):  # it applies its kernel at each position of its *input*
-            applied = inputs["0"].numel() / module.in_channels
+            applied = next(iter(inputs.values())).numel() / module.in_channels
         else:
             applied = output.numel() / layers.channels(module, "out")
         positions[name] = positions.get(name, 0.0) + applied
@@ -146,12 +174,12 @@ def _observe(
     twin.calls[""].run(twin.model, Tensor.detach)
 
 
-def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
+def _assemble(name: str, unit: str, model: nn.Module, groups: Groups, terms: Sequence[Term]) -> BilinearCost:
     named: list[Count] = sorted({count for term in terms for count in term[1:] if count is not None})
     row: dict[Count | None, int] = {None: 0, **{count: i for i, count in enumerate(named, start=1)}}
     base = torch.ones(len(row), dtype=torch.float64)
-    for i, (name, axis) in enumerate(named, start=1):
-        base[i] = layers.channels(model.get_submodule(name), axis)
+    for i, (layer, axis) in enumerate(named, start=1):
+        base[i] = layers.channels(model.get_submodule(layer), axis)
     share = torch.zeros(len(row), len(groups.sets), dtype=torch.float64)
     for column, group_set in enumerate(groups.sets):
         for member in group_set.members:
@@ -161,14 +189,5 @@ def _assemble(model: nn.Module, groups: Groups, terms: Sequence[Term]) -> Cost:
                 base[i] -= len(member.index)
     coefficient = torch.tensor([term[0] for term in terms], dtype=torch.float64)
     left, right = torch.tensor([row[term[1]] for term in terms]), torch.tensor([row[term[2]] for term in terms])
-    return Cost(coefficient, left, right, base, share, torch.tensor(groups.sizes, dtype=torch.float64))
-
-
-def budget_penalty(ratio: Tensor, target: float, margin: float) -> Tensor:
-    """The penalty R of ATO (section 3.3 and its released code): a log distance to the budget, flat within `margin`.
-
-    R = log(max(ratio, p + margin) / p) above the target p, log(p / min(ratio, p - margin)) below it. Scalar, finite.
-    """
-    above = torch.log(ratio.clamp(min=target + margin) / target)
-    below = torch.log(target / ratio.clamp(min=SMALLEST_RATIO, max=max(target - margin, SMALLEST_RATIO)))
-    return torch.where(ratio > target, above, below)
+    sizes = torch.tensor(groups.sizes, dtype=torch.float64)
+    return BilinearCost(name, unit, coefficient, left, right, base, share, sizes)

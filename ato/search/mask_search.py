@@ -11,12 +11,12 @@ from atopipe.ato import collectives
 from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import Align, ControllerSettings
-from atopipe.ato.schedule import annealed_target
+from atopipe.ato.search.budget import Budget, search_penalty
 from atopipe.ato.search.controller import Controller, gumbel_noise, keep_probability, relaxed_mask, straight_through
-from atopipe.ato.search.cost import budget_penalty
+from atopipe.ato.search.cost import kept_fraction
 from atopipe.ato.search.masking import mask_lookups, masked_at
 from atopipe.ato.search.norm_statistics import STATISTICS
-from atopipe.ato.search.selection import Budget, aligned, best_groups, check_budgets, narrowest_widths, select_widths
+from atopipe.ato.search.selection import aligned, best_groups, check_budgets, narrowest_widths, select_widths
 from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
 
 
@@ -41,12 +41,12 @@ class Search:
         execution: Execution = PLAIN,
     ) -> None:
         check_budgets(groups, budgets, align)
-        self.model, self.groups, self.budgets = model, groups, budgets
+        self.model, self.groups = model, groups
         self.settings, self.align = settings, align
         self.generator, self.execution = generator, execution
         self.lookups = mask_lookups(model, groups)
         device = next(model.parameters()).device
-        self.costs = [budget.cost.to(device) for budget in budgets]
+        self.budgets, self.budgets_here = budgets, [budget.to(device) for budget in budgets]
         self.width_steps = narrowest_widths(groups, align).to(device)
         self.controller = Controller(groups.sizes, generator).to(device)
         self.optimizer = torch.optim.AdamW(
@@ -72,10 +72,10 @@ class Search:
         return best_groups(scores, self.groups, select_widths(scores, self.groups, self.budgets, self.align))
 
     @torch.no_grad()
-    def cost_of(self, mask: Tensor) -> float:
-        """The first budget's cost of a mask [G], its widths moved up to whole steps; a fraction of dense."""
+    def kept(self, mask: Tensor) -> dict[str, float]:
+        """Every budget's cost of a mask [G], its widths moved up to whole steps; fractions of dense, by name."""
         widths = aligned(self.groups.widths(mask).to(self.width_steps), self.width_steps)
-        return float(self.costs[0].ratio(widths))
+        return {budget.cost.name: kept_fraction(budget.cost, widths) for budget in self.budgets_here}
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
         """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample).
@@ -115,11 +115,10 @@ class Search:
 
     def _penalty(self, relaxed: Tensor, progress: float) -> Tensor:
         widths = aligned(self.groups.widths(straight_through(relaxed)), self.width_steps)
-        penalties = []
-        for budget, cost in zip(self.budgets, self.costs, strict=True):
-            target = annealed_target(budget.target, progress, self.settings.anneal)
-            penalties.append(budget_penalty(cost.ratio(widths), target, self.settings.margin))
-        return torch.stack(penalties).sum().float()
+        settings = self.settings
+        return search_penalty(
+            self.budgets_here, widths, progress, anneal=settings.anneal, margin=settings.margin
+        ).float()
 
     def _sample(self, logits: Tensor) -> Tensor:
         """A soft mask, [G]."""

@@ -2,33 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import Align
-from atopipe.ato.search.cost import Cost
+from atopipe.ato.search.budget import Budget, BudgetError
+from atopipe.ato.search.cost import Cost, kept_fraction
 
 FINEST_AUTO, COARSEST_AUTO, AUTO_STEPS = 4, 16, 8
-
-
-class BudgetError(ValueError):
-    """A budget that no mask can meet."""
-
-
-@dataclass(frozen=True, eq=False)
-class Budget:
-    """The delivered network may have at most `target` times the dense `cost`; `name` as users know it."""
-
-    name: str
-    cost: Cost
-    target: float
-
-    def holds(self, widths: Tensor) -> bool:
-        """Whether a network of these widths is within the budget."""
-        return float(self.cost(widths)) <= self.target * self.cost.dense
 
 
 def step_sizes(groups: Groups, align: Align) -> list[int]:
@@ -70,20 +53,33 @@ def aligned(widths: Tensor, steps: Tensor) -> Tensor:
 
 def reachable_minimum(groups: Groups, cost: Cost, align: Align) -> float:
     """The smallest possible cost as a fraction of the dense one: every set at one width step."""
-    return float(cost.ratio(narrowest_widths(groups, align)))
+    return kept_fraction(cost, narrowest_widths(groups, align))
 
 
 def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> None:
-    """Raises BudgetError, naming the reachable minimum, for a target (fraction of the dense cost) below it."""
+    """Raises BudgetError for a limit below the reachable minimum, which it names, or above what the dense network has.
+
+    A limit above that asks for nothing: most likely a wrong unit.
+    """
     narrowest = narrowest_widths(groups, align)
     for budget in budgets:
+        if budget.limit > budget.cost.dense:
+            raise BudgetError(
+                f"target {_amount(budget.limit)} {budget.cost.unit} is more than the dense network has: "
+                f"give less than {_amount(budget.cost.dense)} {budget.cost.unit}"
+            )
         if not budget.holds(narrowest):
             least = math.ceil(1e4 * reachable_minimum(groups, budget.cost, align)) / 1e4
             remedy = "raise the target" if align == 1 else "raise the target or lower align"
             raise BudgetError(
-                f"target {budget.target:g} cannot be reached: with widths aligned to {align} the network keeps from "
-                f"{least:.4f} to 1 of its {budget.name}; {remedy}"
+                f"target {budget.limit / budget.cost.dense:.4g} ({_amount(budget.limit)} {budget.cost.unit}) cannot be "
+                f"reached: with widths aligned to {align} the network keeps from {least:.4f} "
+                f"({_amount(least * budget.cost.dense)}) to 1 of its {budget.cost.unit}; {remedy}"
             )
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def select_widths(scores: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> Tensor:

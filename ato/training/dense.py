@@ -44,9 +44,9 @@ class DenseTrainer:
         factor = learning_rate_factor(self.finished_steps, self.total_steps, self.settings.warmup)
         return self.settings.learning_rate * factor
 
-    def flops_kept(self) -> float:
-        """All of them."""
-        return 1.0
+    def kept(self) -> dict[str, float]:
+        """There is no budget."""
+        return {}
 
     def snapshot(self) -> Snapshot:
         """The whole run as it is now."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -68,8 +68,8 @@ class Steps(Protocol):
         """The weights' learning rate of the next step."""
         ...
 
-    def flops_kept(self) -> float:
-        """The cost of the network as it would be pruned now, a fraction of dense."""
+    def kept(self) -> Mapping[str, float]:
+        """What each budget's cost would be if the network were pruned now: fractions of dense, by the costs' names."""
         ...
 
     def snapshot(self) -> Snapshot:
@@ -120,7 +120,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One finished epoch. `flops_kept`: of the mask as it stands, a fraction of dense; accuracies are fractions."""
+    """One finished epoch; accuracies are fractions.
+
+    `kept`: what the mask as it stands keeps of every cost that has a budget, fractions of dense.
+    """
 
     epoch: int
     epochs: int
@@ -128,7 +131,7 @@ class EpochRecord:
     loss: float
     train_accuracy: float
     val_accuracy: float
-    flops_kept: float
+    kept: Mapping[str, float]
     learning_rate: float
     seconds: float
 
@@ -244,7 +247,7 @@ def _record(trainer: Steps, epoch: _Epoch, epochs: int, val_batches: Batches) ->
         loss=_finite(float(totals[0]), trainer.finished_steps),
         train_accuracy=float(totals[1]),
         val_accuracy=accuracy(trainer.network, val_batches, trainer.execution),
-        flops_kept=trainer.flops_kept(),
+        kept=trainer.kept(),
         learning_rate=epoch.rate,
         seconds=epoch.elapsed(),
     )

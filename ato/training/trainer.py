@@ -15,8 +15,8 @@ from atopipe.ato.removal.shrink import expand
 from atopipe.ato.removal.slices import scale_groups
 from atopipe.ato.removal.structure import Structure, structure_of
 from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
+from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.mask_search import Search
-from atopipe.ato.search.selection import Budget
 from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators, tensors_only
 from atopipe.ato.training.loop import FORGETFUL, Batches, EpochRecord, Keeper, Report, TrainBatches, run_epochs
 from atopipe.ato.training.weights import WeightTrainer
@@ -45,7 +45,7 @@ class Trainer:
         execution: Execution = PLAIN,
         search: type[Search] = Search,
     ) -> None:
-        self.groups, self.recipe, self.generator = groups, recipe, generator
+        self.groups, self.budgets, self.recipe, self.generator = groups, budgets, recipe, generator
         self.schedule = Schedule.of(recipe.phases, steps)
         self.controller_steps = self.schedule.controller_steps(recipe.controller.every, recipe.controller.least_steps)
         self.device = next(model.parameters()).device
@@ -117,12 +117,12 @@ class Trainer:
         self.weights.cut(structure)
         self.full = full.cpu(), structure  # waits for its last use where memory is not scarce
 
-    def flops_kept(self) -> float:
-        """The first budget's cost at the frozen mask or, before, at the likely one; a fraction of dense."""
+    def kept(self) -> dict[str, float]:
+        """Every budget's cost at the frozen mask or, before, at the likely one; fractions of dense, by name."""
         if self.phase is Phase.DENSE:
-            return 1.0
+            return {budget.cost.name: 1.0 for budget in self.budgets}
         mask = self.search.likely_mask() if self.frozen_mask is None else self.frozen_mask
-        return self.search.cost_of(mask)
+        return self.search.kept(mask)
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from atopipe.ato.recipe import Align
-from atopipe.pipeline.config.flags import COST_NAMES
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.summary import both_readings
 from atopipe.pipeline.report.terminal import QuietDisplay
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.cost import Cost
     from atopipe.pipeline.engine.preflight import Rehearsal
+
+
+EXAMPLE = {"flops": Target.parse(0.3)}  # read both ways where no target is given
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Inspection:
     align: Align
     minimum_flops: float
     minimum_params: float
-    targets: dict[str, float]
+    target: str
     rehearsal: "Rehearsal | None"
     seconds: float
 
@@ -67,7 +70,7 @@ class Inspection:
         totals = f"{scaled(self.flops)} FLOPs (2 x multiply-accumulates), {scaled(self.params)} parameters"
         low = f"{self.minimum_flops:.4f} of the FLOPs, {self.minimum_params:.4f} of the parameters"
         lines = [f"{self.model}, input {shape}: {totals}", f"reachable: {low}, with widths aligned to {self.align}"]
-        lines.append(f"target {both_readings(self.targets if self.rehearsal else {'flops': 0.3})}")
+        lines.append(f"target {self.target}")
         if self.rehearsal:
             lines.append(f"tried with random weights: {self.rehearsal.as_text()}")
         return [*lines, f"after {self.seconds:.1f} s"]
@@ -75,8 +78,9 @@ class Inspection:
 
 def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
     """Builds and reads the network and, if it is to be rehearsed, tries the target; raises what these raise."""
+    from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import COSTS
-    from atopipe.ato.search.selection import Budget, check_budgets, reachable_minimum
+    from atopipe.ato.search.selection import check_budgets, reachable_minimum
 
     workspace = Workspace(config, QuietDisplay())
     workspace.check_model()
@@ -84,7 +88,7 @@ def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
     started = time.perf_counter()
     groups = workspace.groups(model)
     costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
-    budgets = [Budget(COST_NAMES[cost], costs[cost], target) for cost, target in config.targets.items()]
+    budgets = [Budget(costs[name], target.limit(costs[name].dense)) for name, target in config.targets.items()]
     align = config.recipe.align
     if rehearsed:
         check_budgets(groups, budgets, align)
@@ -98,7 +102,9 @@ def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
         align=align,
         minimum_flops=reachable_minimum(groups, costs["flops"], align),
         minimum_params=reachable_minimum(groups, costs["params"], align),
-        targets=config.targets,
+        target=both_readings(
+            config.targets if rehearsed else EXAMPLE, {name: cost.dense for name, cost in costs.items()}
+        ),
         rehearsal=workspace.rehearse(model, groups, budgets) if rehearsed else None,
         seconds=time.perf_counter() - started,
     )
@@ -107,12 +113,14 @@ def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
 def _sets(groups: "Groups", costs: "dict[str, Cost]") -> tuple[Set, ...]:
     import torch
 
+    from atopipe.ato.search.cost import kept_fraction
+
     sizes = torch.tensor(groups.sizes, dtype=torch.float64)
     sets = []
     for i, group_set in enumerate(groups.sets):
         without = sizes.clone()
         without[i] = 0
-        shares = {name: 1 - float(cost.ratio(without)) for name, cost in costs.items()}
+        shares = {name: 1 - kept_fraction(cost, without) for name, cost in costs.items()}
         sets.append(Set(group_set.name, group_set.size, len({m.module for m in group_set.members}), **shares))
     return tuple(sets)
 

@@ -11,7 +11,8 @@ Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # adds options to 
 Given = str | tuple[str, ...] | bool | None  # what an option came with; None where it was left out
 
 TARGET_HELP = (
-    "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)."
+    "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, "
+    "prune 70 %); or 30%, or an amount like 1.2G (2 x multiply-accumulates)."
 )
 
 
@@ -26,10 +27,8 @@ def configured(command: Command) -> Command:
         _option("--weights", metavar="FILE", help="Start from these: safetensors, or a state dict saved by torch."),
         _option("--keep", metavar="PATTERN", multiple=True, help="Layers whose widths stay whole, e.g. 'layer4.*'."),
         _option("--only", metavar="PATTERN", multiple=True, help="Layers outside of which all widths stay whole."),
-        _option("--target-flops", metavar="FRACTION", help=TARGET_HELP),
-        _option(
-            "--target-params", metavar="FRACTION", help="The same for the number of parameters; both may be given."
-        ),
+        _option("--target-flops", metavar="TARGET", help=TARGET_HELP),
+        _option("--target-params", metavar="TARGET", help="The same for parameters (0.4, 40%, 4M); both may be given."),
         _option(
             "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
         ),

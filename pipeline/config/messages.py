@@ -42,7 +42,7 @@ def sentence(error: ErrorDetails, schema: type) -> str:
     if error["type"] == "missing":
         example = {"--model": "--model resnet50"}.get(name, name)
         return f"{name} is missing: give it, e.g. '{example}'"
-    if error["type"] == "value_error":
+    if error["type"] == "value_error" and path not in TARGETS:
         message = str(error["ctx"]["error"])
         key = "recipe." + message.split(" ", 1)[0]
         return f"{FLAGS.get(key, key)} {message.split(' ', 1)[1]}"
@@ -66,7 +66,9 @@ def _setting(location: Iterable[int | str], config: type) -> str:
 
 def _allowed(path: str, error: ErrorDetails) -> str:
     if path in TARGETS:
-        return f"a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's {COST_NAMES[TARGETS[path]]}"
+        example = {"target_flops": "1.2G", "target_params": "4M"}[path]
+        what = COST_NAMES[TARGETS[path]]
+        return f"a fraction like 0.3 or 30% of the dense network's {what}, or an amount like {example} of {what}"
     ranges = {
         "data.input_size": "a whole number of pixels from 8 to 4096",
         "data.val_fraction": "a number between 0 and 1",

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 
 from atopipe.ato.recipe import Recipe
 from atopipe.pipeline.config.flags import TARGETS
+from atopipe.pipeline.config.targets import Target
 
 # Settings that leave a run the same run.
 HOW_NOT_WHAT = frozenset({"baseline", "variants", "gates", "threads", "checkpoint_minutes", "preflight"})
@@ -63,7 +64,7 @@ class GateSettings(Section):
     max_variant_drop: Annotated[float, Field(ge=0, le=1)] = 0.02
 
 
-Target = Annotated[float, Field(gt=0, le=1)] | None
+TargetSetting = Annotated[Target, PlainValidator(Target.parse), PlainSerializer(Target.plain)] | None
 
 
 class Config(Section):
@@ -74,8 +75,8 @@ class Config(Section):
     """
 
     model: ModelSettings
-    target_flops: Target = None
-    target_params: Target = None
+    target_flops: TargetSetting = None
+    target_params: TargetSetting = None
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
     baseline: bool = False
@@ -98,8 +99,8 @@ class Config(Section):
         return tuple(name for name in VARIANTS if name in {FULL, *names})
 
     @property
-    def targets(self) -> dict[str, float]:
-        """Cost -> the fraction of the dense network's that may be kept, by the names of `ato.search.cost.COSTS`."""
+    def targets(self) -> dict[str, Target]:
+        """Cost -> how much of it may be kept, by the names of `ato.search.cost.COSTS`."""
         given = {cost: getattr(self, name) for name, cost in TARGETS.items()}
         return {cost: target for cost, target in given.items() if target is not None}
 

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.config.flags import COST_NAMES
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
     from atopipe.ato.recipe import Align
-    from atopipe.ato.search.selection import Budget
+    from atopipe.ato.search.budget import Budget
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What came out: fractions of the dense network, differences as in a run, and the seconds it took."""
+    """What came out: fractions of the dense network by cost, differences as in a run, and the seconds it took."""
 
     ratios: dict[str, float]
     lossless: float
@@ -39,7 +41,7 @@ class Rehearsal:
 
     def as_text(self) -> str:
         """One line."""
-        kept = " and ".join(f"{ratio:.4f} of the {name}" for name, ratio in self.ratios.items())
+        kept = " and ".join(f"{ratio:.4f} of the {COST_NAMES[cost]}" for cost, ratio in self.ratios.items())
         return (
             f"{kept} kept, masked = shrunk within {self.lossless:.0e}, {self.bytes / 1e6:.1f} MB of ONNX "
             f"(opset {self.opset}), torch = ONNX Runtime within {self.parity:.0e}, {self.seconds:.1f} s"
@@ -64,6 +66,7 @@ def rehearse(
     from atopipe.ato.discovery.invariance import Probe
     from atopipe.ato.removal.shrink import prove_lossless, shrink
     from atopipe.ato.removal.slices import scale_groups
+    from atopipe.ato.search.cost import kept_fraction
     from atopipe.ato.search.selection import best_groups, select_widths
 
     started = time.perf_counter()
@@ -77,7 +80,7 @@ def rehearse(
     lossless = prove_lossless(masked, groups, mask, small, probe.images[:1], generator).max_rel_diff
     parity, tolerance, opset, size = _export(small, example, generator)
     return Rehearsal(
-        ratios={budget.name: float(budget.cost.ratio(widths)) for budget in budgets},
+        ratios={budget.cost.name: kept_fraction(budget.cost, widths) for budget in budgets},
         lossless=lossless,
         parity=parity,
         tolerance=tolerance,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from atopipe.ato.execution import Execution, Forward
     from atopipe.ato.groups import Groups
-    from atopipe.ato.search.selection import Budget
+    from atopipe.ato.search.budget import Budget
     from atopipe.pipeline.data.dataset import Data
     from atopipe.pipeline.engine.preflight import Rehearsal
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from atopipe.pipeline.config.flags import COST_NAMES
+
 WIDTH = 860
 TICKS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000)
 CHARACTER = 7.3  # width to reserve per character of 12 px, in px
@@ -22,6 +24,7 @@ LIGHT = {
     "faint": "#5d6b7a",
     "first": "#1f63d6",
     "second": "#c2610c",
+    "third": "#7a3fb0",
     "rest": "#d3deee",
 }
 DARK = {
@@ -32,6 +35,7 @@ DARK = {
     "faint": "#98a4b3",
     "first": "#6ea8ff",
     "second": "#f0a04b",
+    "third": "#c79bf2",
     "rest": "#2a3a54",
 }
 
@@ -62,9 +66,9 @@ class Series:
 
 
 def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy on validation images and FLOPs kept after every epoch, over the named phases of the run.
+    """Accuracy on validation images and what is kept of each cost after every epoch, over the phases of the run.
 
-    `history`: the records of history.json, in order; the keys epoch, phase, val_accuracy and flops_kept are read.
+    `history`: the records of history.json, in order; the keys epoch, phase, val_accuracy and kept are read.
     Raises ValueError when there is no epoch.
     """
     if not history:
@@ -72,7 +76,10 @@ def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
     frame = Frame(left=52, top=44, width=WIDTH - 52 - 150, height=270)
     series = (
         Series("validation accuracy", [record["val_accuracy"] for record in history], "first"),
-        Series("FLOPs kept", [record["flops_kept"] for record in history], "second"),
+        *(
+            Series(f"{COST_NAMES[cost]} kept", [_kept(record)[cost] for record in history], colour)
+            for cost, colour in zip(_kept(history[-1]), ("second", "third"), strict=False)
+        ),
     )
     parts = [
         *_bands(frame, [record["phase"] for record in history]),
@@ -82,11 +89,16 @@ def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
         *_end_labels(frame, series),
     ]
     last = history[-1]
-    summary = (
-        f"{len(history)} epochs; at the end {_percent(last['val_accuracy'])} validation accuracy "
-        f"with {_percent(last['flops_kept'])} of the FLOPs kept"
+    summary = f"{len(history)} epochs; at the end {_percent(last['val_accuracy'])} validation accuracy" + "".join(
+        f", {_percent(fraction)} of the {COST_NAMES[cost]} kept" for cost, fraction in _kept(last).items()
     )
-    return _svg(parts, height=372, title="Accuracy and FLOPs kept per epoch", description=summary)
+    return _svg(parts, height=372, title="Accuracy and costs per epoch", description=summary)
+
+
+def _kept(record: Mapping[str, Any]) -> Mapping[str, float]:
+    """What an epoch kept of each cost; older versions wrote one number, called FLOPs."""
+    kept: Mapping[str, float] = record["kept"] if "kept" in record else {"flops": record["flops_kept"]}
+    return kept
 
 
 def width_chart(widths_before: Sequence[int], widths_after: Sequence[int], names: Sequence[str]) -> str:
@@ -232,5 +244,5 @@ def _style() -> str:
 
 def _colours(palette: Mapping[str, str]) -> str:
     fills = "".join(f".atopipe-chart .{name}{{fill:{colour}}}" for name, colour in palette.items())
-    strokes = "".join(f".atopipe-chart .{name}-line{{stroke:{palette[name]}}}" for name in ("first", "second"))
+    strokes = "".join(f".atopipe-chart .{name}-line{{stroke:{palette[name]}}}" for name in ("first", "second", "third"))
     return f"{fills}{strokes}.atopipe-chart .grid{{fill:none;stroke:{palette['line']}}}"

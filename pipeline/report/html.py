@@ -11,7 +11,7 @@ from typing import Any
 from atopipe.pipeline.config.flags import COST_NAMES
 from atopipe.pipeline.report.charts import training_chart, width_chart
 from atopipe.pipeline.report.results import verdict_of
-from atopipe.pipeline.report.summary import Summary, both_readings, gate_title
+from atopipe.pipeline.report.summary import Summary, gate_title
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import LIBRARIES, Result, file_of
 from atopipe.pipeline.system.machine import hardware, library_versions
@@ -59,7 +59,7 @@ def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> st
         summary=summary,
         outcome=outcome,
         verdict=VERDICTS[outcome],
-        target=both_readings(run.config.targets),
+        target=summary.targets,
         figures=list(_figures(metrics)),
         gates=[{**gate, "title": gate_title(gate["name"])} for gate in gates],
         accuracy=_accuracy_bars(metrics, _images(run)),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.system.text import duration, milliseconds, scaled
 
 GATES: Mapping[str, str] = {
@@ -14,6 +15,8 @@ GATES: Mapping[str, str] = {
     "parity.rounding_ratio": "rounding against torch's",
     "flops.ratio": "FLOPs within target",
     "params.ratio": "parameters within target",
+    "flops.shrunk": "FLOPs within target",
+    "params.shrunk": "parameters within target",
     "accuracy.onnx_images_off": "top-1 images off in ONNX",
 }
 CHOSEN_GATES: Mapping[str, str] = {
@@ -78,7 +81,7 @@ class Summary:
     title: str
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
-    targets: Mapping[str, float]
+    targets: str  # read both ways
     model: str
     seconds: float
     devices: tuple[str, ...] = ()  # what other machines found, a line each
@@ -90,7 +93,7 @@ class Summary:
 
     def _facts(self) -> tuple[str, ...]:
         return (
-            f"target  {both_readings(self.targets)}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
+            f"target  {self.targets}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
             *(f"device  {line}" for line in self.devices),
         )
@@ -125,7 +128,7 @@ def summarise(
     title: str,
     metrics: Mapping[str, float],
     gates: Sequence[Mapping[str, Any]],
-    targets: Mapping[str, float],
+    targets: Mapping[str, Target],
     model: str,
     seconds: float,
 ) -> Summary:
@@ -139,7 +142,9 @@ def summarise(
         _pair(metrics, "training time", "time.dense_epochs_s", "time.epochs_s", duration),
     ]
     verdicts = tuple(_verdict(gate) for gate in gates)
-    return Summary(title, tuple(row for row in rows if row), verdicts, targets, model, seconds)
+    dense = {cost: metrics[f"{cost}.dense"] for cost in targets if f"{cost}.dense" in metrics}
+    read = both_readings(targets, dense)
+    return Summary(title, tuple(row for row in rows if row), verdicts, read, model, seconds)
 
 
 def _verdict(gate: Mapping[str, Any]) -> Verdict:
@@ -154,12 +159,21 @@ def gate_title(name: str) -> str:
     return {**GATES, **CHOSEN_GATES}.get(name, name)
 
 
-def both_readings(targets: Mapping[str, float]) -> str:
-    """Targets by cost, each read both ways."""
+def both_readings(targets: Mapping[str, Target], dense: Mapping[str, float] | None = None) -> str:
+    """Targets by cost, each read both ways; an amount only where the `dense` costs are known."""
     return "; ".join(
-        f"{target:g} of the dense {COST_NAMES[cost]}: keep at most {100 * target:g} %, prune {100 - 100 * target:g} %"
-        for cost, target in targets.items()
+        _both_readings(target, COST_NAMES[cost], (dense or {}).get(cost)) for cost, target in targets.items()
     )
+
+
+def _both_readings(target: Target, cost: str, dense: float | None) -> str:
+    if target.is_fraction:
+        kept, what = 100 * target.value, f"{target.written} of the dense {cost}"
+    elif dense is None:
+        return f"keep at most {target.written} {cost}"
+    else:
+        kept, what = 100 * target.value / dense, f"{target.written} of the dense {scaled(dense)} {cost}"
+    return f"{what}: keep at most {kept:.3g} %, prune {100 - kept:.3g} %"
 
 
 def _pair(

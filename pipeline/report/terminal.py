@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from atopipe.pipeline.config.flags import COST_NAMES
 from atopipe.pipeline.report.summary import Summary
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class LiveDisplay(QuietDisplay):
         self.console = Console(file=stream, highlight=False)
         self.bar: Bar | None = None
         self.task: TaskID | None = None
-        self.fields = {"val": "-", "kept": "-"}
+        self.fields = {"val": "-"}
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -79,11 +80,12 @@ class LiveDisplay(QuietDisplay):
 
     def progress(self, progress: "Progress") -> None:
         state = f"epoch {progress.epoch}/{progress.epochs}  {progress.phase:<6}  loss {progress.loss:.3f}"
-        state += f"  val {self.fields['val']}  FLOPs kept {self.fields['kept']}"
+        state += "".join(f"  {name} {value}" for name, value in self.fields.items())
         self._move(progress.step, progress.steps, state)
 
     def epoch(self, record: "EpochRecord") -> None:
-        self.fields = {"val": f"{record.val_accuracy:.3f}", "kept": f"{record.flops_kept:.3f}"}
+        kept = {f"{COST_NAMES[cost]} kept": f"{fraction:.3f}" for cost, fraction in record.kept.items()}
+        self.fields = {"val": f"{record.val_accuracy:.3f}", **kept}
 
     def closing(self, summary: Summary) -> None:
         self.console.print()
@@ -118,10 +120,11 @@ def open_display(*, quiet: bool, machine: bool) -> Display:
 
 def epoch_line(record: "EpochRecord") -> str:
     """One epoch in one line."""
+    kept = "".join(f"{COST_NAMES[cost]} kept {fraction:.4f}  " for cost, fraction in record.kept.items())
     return (
         f"epoch {record.epoch:>3}/{record.epochs}  {record.phase:<6}  loss {record.loss:.4f}  "
         f"accuracy train {record.train_accuracy:.4f} val {record.val_accuracy:.4f}  "
-        f"FLOPs kept {record.flops_kept:.4f}  {record.seconds:.1f} s"
+        f"{kept}{record.seconds:.1f} s"
     )
 
 

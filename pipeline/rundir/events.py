@@ -41,8 +41,13 @@ def current(events: Iterable[Event]) -> list[Event]:
 
 
 def measured(epoch: Event) -> dict[str, float]:
-    """The numbers in the record of an epoch."""
-    return {name: float(value) for name, value in epoch.items() if name not in NOT_MEASURED}
+    """The numbers in the record of an epoch; `kept.flops` and its like for what is a number per cost."""
+    numbers: dict[str, float] = {}
+    for name, value in epoch.items():
+        if name not in NOT_MEASURED:
+            parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            numbers |= {key: float(part) for key, part in parts.items()}
+    return numbers
 
 
 def _is_repeated(earlier: Event, later: Event) -> bool:

@@ -6,7 +6,7 @@ execution.json.
 
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.config.flags import COST_NAMES, TARGETS
+from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
 from atopipe.pipeline.models.inference import save_tensors
@@ -22,8 +22,8 @@ NAMED = 2  # unprunable widths that are named before training; `atopipe inspect`
 
 
 def run(context: Context) -> dict[str, float]:
+    from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import COSTS
-    from atopipe.ato.search.selection import Budget
     from atopipe.ato.training.trainer import train
 
     config, workspace = context.config, context.workspace
@@ -32,11 +32,12 @@ def run(context: Context) -> dict[str, float]:
     model = workspace.first_model()
     groups = workspace.groups(model)
     budgets = [
-        Budget(COST_NAMES[cost], COSTS[cost](model, groups, workspace.example), target)
-        for cost, target in config.targets.items()
+        Budget(cost := COSTS[name](model, groups, workspace.example), target.limit(cost.dense))
+        for name, target in config.targets.items()
     ]
+    dense = {budget.cost.name: budget.cost.dense for budget in budgets}
     context.display.say(f"groups  {_described(groups)}")
-    context.display.say(f"target  {both_readings(config.targets)}")
+    context.display.say(f"target  {both_readings(config.targets, dense)}")
     if config.preflight:
         context.display.say(f"tried   {workspace.rehearse(model, groups, budgets).as_text()}")
 

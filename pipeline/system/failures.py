@@ -16,7 +16,7 @@ from atopipe.pipeline.system.errors import EXPORT_OR_PARITY, AtopipeError, Inter
 LEAF_EXIT_CODES: Mapping[str, int] = {
     "atopipe.ato.groups.NoGroupsError": UsageError.exit_code,
     "atopipe.ato.discovery.capture.GraphError": UsageError.exit_code,
-    "atopipe.ato.search.selection.BudgetError": UsageError.exit_code,
+    "atopipe.ato.search.budget.BudgetError": UsageError.exit_code,
     "atopipe.ato.schedule.ScheduleError": UsageError.exit_code,
     "atopipe.ato.removal.structure.StructureError": EXPORT_OR_PARITY,
     "atopipe.ato.search.mask_search.DivergedError": AtopipeError.exit_code,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, Recipe
-from atopipe.ato.schedule import Phase, Schedule, annealed_target, learning_rate_factor
+from atopipe.ato.schedule import Phase, Schedule, annealed_ratio, learning_rate_factor
 
 fractions = st.tuples(st.floats(0, 0.5), st.floats(0.01, 0.3), st.floats(0.01, 0.2))
 
@@ -36,11 +36,11 @@ def test_the_learning_rate_rises_to_one_and_falls_to_almost_zero(total: int, war
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
-def test_the_budget_falls_from_one_to_the_target_and_stays() -> None:
-    assert annealed_target(0.3, 0.0, 0.8) == 1.0
-    assert annealed_target(0.25, 0.4, 0.8) == pytest.approx(0.5)
-    assert annealed_target(0.3, 0.8, 0.8) == annealed_target(0.3, 1.0, 0.8) == pytest.approx(0.3)
-    assert annealed_target(0.3, 0.0, 0.0) == 0.3
+def test_a_limit_falls_to_itself_and_stays() -> None:
+    assert annealed_ratio(4.0, 0.0, 0.8) == 4.0
+    assert annealed_ratio(4.0, 0.4, 0.8) == pytest.approx(2.0)
+    assert annealed_ratio(4.0, 0.8, 0.8) == annealed_ratio(4.0, 1.0, 0.8) == 1.0
+    assert annealed_ratio(4.0, 0.0, 0.0) == 1.0
 
 
 def test_short_runs_take_controller_steps_more_often() -> None:

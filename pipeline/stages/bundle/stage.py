@@ -153,7 +153,7 @@ def _manifest(context: Context, results: Sequence[Result], folder: Path) -> dict
     return {
         "model": context.config.model.name,
         "data": _data_name(context),
-        "targets": context.config.targets,
+        "targets": {cost: target.plain() for cost, target in context.config.targets.items()},
         "seed": context.config.seed,
         "metrics": {name: value for result in results for name, value in result.metrics.items()},
         "variants": verdict_of(context.run),

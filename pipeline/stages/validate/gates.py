@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.report.results import PARITY_GATES
 from atopipe.pipeline.stages.validate.variants import Variant
@@ -54,12 +55,17 @@ def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
         Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
         Gate("parity.float64_rel_diff", parity.float64_rel_diff, parity.tolerance),
         Gate("parity.rounding_ratio", parity.rounding_ratio, ROUNDING_LIMIT),
-        *(
-            Gate(f"{cost}.ratio", counted.get(f"{cost}.ratio"), target)
-            for cost, target in context.config.targets.items()
-        ),
+        *(_target_gate(cost, target, counted) for cost, target in context.config.targets.items()),
         Gate("accuracy.onnx_images_off", abs(onnx.correct - shrunk.correct), ONE_IMAGE),
     ]
+
+
+def _target_gate(cost: str, target: Target, counted: Mapping[str, float]) -> "Gate":
+    """A fraction limits the ratio to the dense network, an amount what the shrunk one has."""
+    from atopipe.validate.gates import Gate
+
+    name = f"{cost}.ratio" if target.is_fraction else f"{cost}.shrunk"
+    return Gate(name, counted.get(name), target.value)
 
 
 def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":

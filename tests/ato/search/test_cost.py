@@ -1,6 +1,7 @@
 """Costs as functions of the widths, against an independent counter; the penalty against finite differences."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from atopipe.ato.discovery.find import find_groups
+from atopipe.ato.groups import Groups
 from atopipe.ato.removal.shrink import shrink
-from atopipe.ato.search.cost import budget_penalty, flops, params
+from atopipe.ato.search.budget import Budget, budget_penalty, search_penalty
+from atopipe.ato.search.cost import flops, kept_fraction, params
 
 
 def counted_flops(model: nn.Module, example: Tensor) -> int:
@@ -46,7 +49,7 @@ def test_flops_are_differentiable_in_the_mask(residual: nn.Module, example: Tens
     groups = find_groups(residual, example, generator)
     cost = flops(residual, groups, example)
     mask = torch.rand(groups.total, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda m: cost.ratio(groups.widths(m)), mask)
+    assert torch.autograd.gradcheck(lambda m: Budget(cost, 0.3 * cost.dense).ratio(groups.widths(m)), mask)
 
 
 def test_a_layer_that_runs_twice_is_counted_twice() -> None:
@@ -67,18 +70,55 @@ def test_a_layer_that_runs_twice_is_counted_twice() -> None:
     assert flops(model, groups, example).dense == counted_flops(model, example)
 
 
+@pytest.mark.parametrize("call", [lambda layer, x: layer(x), lambda layer, x: layer(input=x)], ids=["place", "name"])
+def test_a_transposed_convolution_is_counted_however_it_is_called(call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.up, self.head = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, 2), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(call(self.up, self.first(x).relu()).mean((2, 3)))
+
+    model, example = Up(), torch.zeros(1, 3, 8, 8)
+    assert flops(model, Groups((), ()), example).dense == counted_flops(model, example)
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.005])
-@pytest.mark.parametrize("ratio", [0.05, 0.28, 0.32, 0.9])
-def test_the_penalty_is_the_log_distance_and_its_gradient_is_right(ratio: float, margin: float) -> None:
-    point = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
-    penalty = budget_penalty(point, 0.3, margin)
-    assert penalty.item() == pytest.approx(abs(math.log(ratio / 0.3)))
-    assert torch.autograd.gradcheck(lambda r: budget_penalty(r, 0.3, margin), point)
+@pytest.mark.parametrize("excess", [0.05, 0.93, 1.07, 3.0])
+def test_the_penalty_is_the_log_distance_and_its_gradient_is_right(excess: float, margin: float) -> None:
+    point = torch.tensor(excess, dtype=torch.float64, requires_grad=True)
+    penalty = budget_penalty(point, margin)
+    assert penalty.item() == pytest.approx(abs(math.log(excess)))
+    assert torch.autograd.gradcheck(lambda r: budget_penalty(r, margin), point)
 
 
 def test_the_penalty_is_flat_within_the_margin() -> None:
-    ratio = torch.tensor(0.303, dtype=torch.float64, requires_grad=True)
-    penalty = budget_penalty(ratio, 0.3, 0.005)
-    (slope,) = torch.autograd.grad(penalty, ratio)
+    excess = torch.tensor(1.01, dtype=torch.float64, requires_grad=True)
+    penalty = budget_penalty(excess, 0.02)
+    (slope,) = torch.autograd.grad(penalty, excess)
     assert slope == 0
-    assert penalty.item() == pytest.approx(math.log(0.305 / 0.3))
+    assert penalty.item() == pytest.approx(math.log(1.02))
+
+
+def test_of_two_budgets_the_one_that_is_exceeded_most_counts_alone(residual: nn.Module, example: Tensor) -> None:
+    """Parameters are far under their limit, FLOPs a little over theirs: every width is pushed down, none up."""
+    groups = find_groups(residual, example, torch.Generator().manual_seed(0))
+    tight, slack = flops(residual, groups, example), params(residual, groups, example)
+    widths = torch.tensor(groups.sizes, dtype=torch.float64).requires_grad_()
+    both = [Budget(slack, 10 * slack.dense), Budget(tight, tight.dense / 1.1)]
+    penalty = search_penalty(both, widths, 1.0, anneal=0.8, margin=0.0)
+    (slope,) = torch.autograd.grad(penalty, widths)
+    assert penalty.item() == pytest.approx(math.log(1.1))
+    assert (slope > 0).all()
+
+
+def test_limits_fall_from_the_dense_cost_and_the_penalty_is_zero_on_the_way(
+    residual: nn.Module, example: Tensor
+) -> None:
+    groups = find_groups(residual, example, torch.Generator().manual_seed(0))
+    cost, whole = flops(residual, groups, example), torch.tensor(groups.sizes, dtype=torch.float64)
+    budget = Budget.of_dense(cost, 0.25)
+    met = [search_penalty([budget], whole, at, anneal=0.8, margin=0.0).item() for at in (0.0, 0.4, 0.8, 1.0)]
+    assert met == pytest.approx([0.0, math.log(2), math.log(4), math.log(4)], abs=1e-12)
+    assert kept_fraction(cost, whole) == 1.0

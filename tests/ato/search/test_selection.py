@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import Align
-from atopipe.ato.search.cost import COSTS, flops
+from atopipe.ato.search.budget import Budget, BudgetError
+from atopipe.ato.search.cost import COSTS, flops, kept_fraction
 from atopipe.ato.search.selection import (
-    Budget,
-    BudgetError,
     aligned,
     best_groups,
     check_budgets,
@@ -29,11 +28,11 @@ def resnet() -> tuple[Groups, dict[str, Budget]]:
     model = torchvision.models.resnet18(num_classes=10)
     example = torch.zeros(1, 3, 32, 32)
     groups = find_groups(model, example, torch.Generator().manual_seed(0))
-    return groups, {name: Budget(name, cost(model, groups, example), 0.4) for name, cost in COSTS.items()}
+    return groups, {name: Budget.of_dense(cost(model, groups, example), 0.4) for name, cost in COSTS.items()}
 
 
 def ratio(budget: Budget, widths: Tensor) -> float:
-    return float(budget.cost.ratio(widths))
+    return kept_fraction(budget.cost, widths)
 
 
 @pytest.mark.parametrize("cost", ["flops", "params"])
@@ -43,7 +42,7 @@ def test_a_budget_is_met_and_used(
     resnet: tuple[Groups, dict[str, Budget]], cost: str, target: float, align: Align, generator: torch.Generator
 ) -> None:
     groups, budgets = resnet
-    budget = Budget(cost, budgets[cost].cost, target)
+    budget = Budget.of_dense(budgets[cost].cost, target)
     widths = select_widths(torch.randn(groups.total, generator=generator), groups, [budget], align)
     assert target - 0.005 <= ratio(budget, widths) <= target
     steps = step_sizes(groups, align)
@@ -56,10 +55,10 @@ def test_both_budgets_are_met_and_the_tighter_one_is_used(
     groups, budgets = resnet
     scores = torch.randn(groups.total, generator=generator)
     for targets in ({"flops": 0.5, "params": 0.2}, {"flops": 0.2, "params": 0.9}):
-        both = [Budget(name, budgets[name].cost, target) for name, target in targets.items()]
+        both = [Budget.of_dense(budgets[name].cost, target) for name, target in targets.items()]
         widths = select_widths(scores, groups, both, 8)
-        assert all(ratio(budget, widths) <= budget.target for budget in both)
-        assert min(budget.target - ratio(budget, widths) for budget in both) <= 0.005
+        assert all(budget.holds(widths) and budget.ratio(widths) <= 1 for budget in both)
+        assert min(targets[budget.cost.name] - ratio(budget, widths) for budget in both) <= 0.005
 
 
 def test_the_best_ranked_groups_of_each_set_are_kept(
@@ -116,14 +115,26 @@ def test_an_unreachable_target_names_the_minimum(
     groups = find_groups(residual, example, generator)
     cost = flops(residual, groups, example)
     minimum = reachable_minimum(groups, cost, 4)
-    check_budgets(groups, [Budget("FLOPs", cost, minimum)], 4)
+    check_budgets(groups, [Budget.of_dense(cost, minimum)], 4)
     with pytest.raises(BudgetError) as caught:
-        select_widths(torch.zeros(groups.total), groups, [Budget("FLOPs", cost, 0.01)], 4)
+        select_widths(torch.zeros(groups.total), groups, [Budget.of_dense(cost, 0.01)], 4)
     said = re.fullmatch(
-        r"target 0\.01 cannot be reached: with widths aligned to 4 "
-        r"the network keeps from (0\.\d{4}) to 1 of its FLOPs; raise the target or lower align",
+        r"target 0\.01 \([\d,]+ FLOPs\) cannot be reached: with widths aligned to 4 "
+        r"the network keeps from (0\.\d{4}) \([\d,]+\) to 1 of its FLOPs; raise the target or lower align",
         str(caught.value),
     )
     assert said
     assert minimum <= float(said[1]) < minimum + 1e-4
-    check_budgets(groups, [Budget("FLOPs", cost, float(said[1]))], 4)
+    check_budgets(groups, [Budget.of_dense(cost, float(said[1]))], 4)
+
+
+def test_a_limit_above_the_dense_cost_is_no_silent_no_op(
+    residual: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(residual, example, generator)
+    cost = flops(residual, groups, example)
+    check_budgets(groups, [Budget(cost, cost.dense)], 4)
+    with pytest.raises(
+        BudgetError, match=r"^target 3,000,000,000 FLOPs is more than the dense network has: give less "
+    ):
+        check_budgets(groups, [Budget(cost, 3e9)], 4)

@@ -14,8 +14,8 @@ from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import Execution
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
+from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import Cost, flops
-from atopipe.ato.search.selection import Budget
 from atopipe.ato.snapshot import Snapshot
 from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord
@@ -89,7 +89,7 @@ def pruned(network: nn.Module, recipe: Recipe, keeper: Keeper) -> tuple[nn.Modul
     trained = train(
         dropping(network),
         groups,
-        [Budget("FLOPs", cost, 0.5)],
+        [Budget.of_dense(cost, 0.5)],
         train_batches=Shuffled(),
         val_batches=Shuffled(),
         recipe=recipe,

@@ -16,10 +16,10 @@ from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.removal.shrink import prove_lossless, shrink
 from atopipe.ato.removal.slices import group_norms
-from atopipe.ato.search.cost import Cost, flops
+from atopipe.ato.search.budget import Budget, BudgetError
+from atopipe.ato.search.cost import Cost, flops, kept_fraction
 from atopipe.ato.search.mask_search import DivergedError, Search
 from atopipe.ato.search.masking import masked
-from atopipe.ato.search.selection import Budget, BudgetError
 from atopipe.ato.training.loop import EpochRecord, Progress
 from atopipe.ato.training.trainer import Trained, Trainer, train
 
@@ -58,7 +58,7 @@ def run(model: nn.Module, recipe: Recipe = RECIPE, target: float = 0.4, seed: in
     cost = flops(model, groups, example)
     generator = torch.Generator().manual_seed(seed)
     arguments = {"train_batches": Blobs(12), "val_batches": Blobs(3, seed=6), "recipe": recipe, "generator": generator}
-    return train(model, groups, [Budget("FLOPs", cost, target)], report=lambda _: None, **arguments), groups, cost  # type: ignore[arg-type]
+    return train(model, groups, [Budget.of_dense(cost, target)], report=lambda _: None, **arguments), groups, cost  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_run_meets_the_budget_with_exact_zeros(
     network: nn.Module, recipe: Recipe, generator: torch.Generator
 ) -> None:
     trained, groups, cost = run(network, recipe)
-    assert 0.2 < float(cost.ratio(groups.widths(trained.mask))) <= 0.4
+    assert 0.2 < kept_fraction(cost, groups.widths(trained.mask)) <= 0.4
     assert (group_norms(trained.model, groups)[trained.mask < 0.5] == 0).all()
     assert (group_norms(trained.model, groups)[trained.mask > 0.5] > 0).all()
     small, _ = shrink(trained.model, groups, trained.mask)
@@ -103,8 +103,8 @@ def test_history_tells_the_phases_and_the_budget(residual: nn.Module) -> None:
     trained, groups, cost = run(residual)
     assert [record.epoch for record in trained.history] == [1, 2, 3, 4, 5, 6]
     assert [record.phase for record in trained.history] == ["dense", "search", "search", "small", "small", "small"]
-    assert trained.history[1].flops_kept <= 1.0
-    assert trained.history[-1].flops_kept == float(cost.ratio(groups.widths(trained.mask)))
+    assert trained.history[1].kept["flops"] <= 1.0
+    assert trained.history[-1].kept["flops"] == kept_fraction(cost, groups.widths(trained.mask))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(residual: nn.Module) -> None:
@@ -135,7 +135,7 @@ def test_cutting_the_network_during_training_changes_nothing(
     for live_shrink in (True, False):
         model = copy.deepcopy(network).double()
         recipe = dataclasses.replace(RECIPE, live_shrink=live_shrink, weights=weights)
-        budget = Budget("FLOPs", cost, 0.4)
+        budget = Budget.of_dense(cost, 0.4)
         noise, execution = torch.Generator().manual_seed(0), Execution(memory_format=layout)
         trainer = Trainer(model, groups, [budget], recipe, len(batches), noise, execution)
         losses = torch.stack([trainer.step(*batch)[0] for batch in batches])
@@ -149,7 +149,7 @@ def test_cutting_the_network_during_training_changes_nothing(
 def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Module, example: Tensor) -> None:
     groups = find_groups(residual, example, torch.Generator().manual_seed(0))
     cost = flops(residual, groups, example)
-    trainer = Trainer(residual, groups, [Budget("FLOPs", cost, 0.4)], RECIPE, 40, torch.Generator().manual_seed(0))
+    trainer = Trainer(residual, groups, [Budget.of_dense(cost, 0.4)], RECIPE, 40, torch.Generator().manual_seed(0))
     before = copy.deepcopy(residual.state_dict())
     logits = trainer.search.scores().detach()
     trainer.search.step(*next(iter(Blobs(1))), progress=0.5)
@@ -163,7 +163,7 @@ def test_the_search_reaches_the_budget_by_itself(residual: nn.Module, example: T
     """The freeze must be no jump: what the controller would keep at the end is already near the target."""
     trained, _, _ = run(residual, Recipe(epochs=20, align=2, controller=ControllerSettings(learning_rate=1e-2)))
     last_search = [record for record in trained.history if record.phase == "search"][-2]
-    assert last_search.flops_kept == pytest.approx(0.4, abs=0.12)
+    assert last_search.kept["flops"] == pytest.approx(0.4, abs=0.12)
 
 
 def half_useful() -> nn.Module:
@@ -198,7 +198,7 @@ def test_the_search_keeps_the_groups_that_the_loss_needs(example: Tensor) -> Non
     model = half_useful()
     groups = find_groups(model, example, torch.Generator().manual_seed(0))
     recipe = Recipe(align=1, controller=ControllerSettings(learning_rate=1e-2, anneal=0.0))
-    budget = Budget("FLOPs", flops(model, groups, example), 0.5)
+    budget = Budget.of_dense(flops(model, groups, example), 0.5)
     kept, removed = [], []
     for seed in range(3):
         noise = torch.Generator().manual_seed(seed)
@@ -232,7 +232,7 @@ def test_progress_is_reported_while_an_epoch_runs(residual: nn.Module, example: 
     train(
         residual,
         groups,
-        [Budget("FLOPs", flops(residual, groups, example), 0.5)],
+        [Budget.of_dense(flops(residual, groups, example), 0.5)],
         train_batches=Blobs(25),
         val_batches=Blobs(1),
         recipe=Recipe(epochs=2, align=2),

@@ -9,10 +9,11 @@ import yaml
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, WeightSettings
 from atopipe.pipeline.config.load import load_config, parse_config, recipe_names
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.system.errors import UsageError
 
 GIVEN: dict[str, object] = {"model.name": "resnet50", "target_flops": 0.3}
-FRACTION = "a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's FLOPs"
+FRACTION = "a fraction like 0.3 or 30% of the dense network's FLOPs, or an amount like 1.2G of FLOPs"
 
 
 def write(path: Path, **content: Any) -> Path:
@@ -23,7 +24,7 @@ def write(path: Path, **content: Any) -> Path:
 def test_values_override_the_file_which_overrides_defaults(tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", model="resnet18", target_flops=0.5, seed=3, data={"val_fraction": 0.1})
     config = load_config(file, {"target_flops": "0.25", "data.source": "imagefolder:x"})
-    assert (config.model.name, config.target_flops, config.seed) == ("resnet18", 0.25, 3)
+    assert (config.model.name, config.target_flops, config.seed) == ("resnet18", Target.parse(0.25), 3)
     assert (config.data.source, config.data.val_fraction, config.device) == ("imagefolder:x", 0.1, "auto")
 
 
@@ -81,8 +82,37 @@ def test_a_slice_holds_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "value", "is_fraction", "written"),
+    [
+        (0.3, 0.3, True, "0.3"),
+        ("30%", 0.3, True, "0.3"),
+        (1, 1.0, True, "1"),
+        ("5e-1", 0.5, True, "0.5"),
+        ("1.2G", 1.2e9, False, "1.2G"),
+        (" 300m ", 3e8, False, "300M"),
+        ("0.5 T", 5e11, False, "0.5 T"),
+        (4_000_000, 4e6, False, "4000000"),
+    ],
+)
+def test_a_target_is_given_as_people_say_it(given: object, value: float, is_fraction: bool, written: str) -> None:
+    config = load_config(None, {**GIVEN, "target_flops": given})
+    target = config.targets["flops"]
+    assert (target.value, target.is_fraction, target.written) == (value, is_fraction, written)
+    assert target.limit(2e9) == (value * 2e9 if is_fraction else value)
+    again = parse_config(yaml.safe_load(yaml.safe_dump(config.resolved())))
+    assert (again, again.targets["flops"].written) == (config, written)
+
+
+@pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        ({"target_flops": "30"}, f"--target-flops is 30, but must be {FRACTION}"),
+        ({"target_flops": "130%"}, f"--target-flops is 130%, but must be {FRACTION}"),
+        ({"target_flops": "1.2GB"}, f"--target-flops is 1.2GB, but must be {FRACTION}"),
+        (
+            {"target_params": "4 apples"},
+            f"--target-params is 4 apples, but must be {FRACTION}".replace("FLOPs", "parameters").replace("1.2G", "4M"),
+        ),
         ({"target_flops": "1.5"}, f"--target-flops is 1.5, but must be {FRACTION}"),
         ({"target_flops": 0}, f"--target-flops is 0, but must be {FRACTION}"),
         ({"target_flops": "-0.1"}, f"--target-flops is -0.1, but must be {FRACTION}"),

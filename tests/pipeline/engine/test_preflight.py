@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from atopipe.ato.discovery.find import find_groups
+from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import flops
-from atopipe.ato.search.selection import Budget
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.engine.preflight import rehearse
 
@@ -62,7 +62,7 @@ def test_a_rehearsal_meets_the_budget_and_changes_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     example, generator = torch.zeros(1, 3, 16, 16), torch.Generator().manual_seed(0)
     groups = find_groups(model, example, generator)
-    budget = Budget("FLOPs", flops(model, groups, example), 0.6)
+    budget = Budget.of_dense(flops(model, groups, example), 0.6)
     rehearsal = rehearse(model, groups, [budget], example, align=1, generator=generator)
     assert 0.5 < rehearsal.ratios["FLOPs"] <= 0.6
     assert rehearsal.lossless <= 1e-10

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ HISTORY: list[dict[str, Any]] = [
         "epoch": epoch,
         "phase": phase,
         "val_accuracy": 0.5 + 0.49 * math.sin(epoch) ** 2,
-        "flops_kept": max(0.3, 1 - epoch / 15),
+        "kept": {"flops": max(0.3, 1 - epoch / 15), "params": max(0.2, 1 - epoch / 15)},
     }
     for epoch, phase in enumerate(PHASES, start=1)
 ]
@@ -48,17 +49,26 @@ def height_of(svg: str, percent: int) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize(("colour", "key"), [("first", "val_accuracy"), ("second", "flops_kept")])
-def test_every_epoch_is_a_point_at_the_height_that_the_axis_gives(colour: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("colour", "read_from"),
+    [
+        ("first", lambda record: record["val_accuracy"]),
+        ("second", lambda record: record["kept"]["flops"]),
+        ("third", lambda record: record["kept"]["params"]),
+    ],
+)
+def test_every_epoch_is_a_point_at_the_height_that_the_axis_gives(
+    colour: str, read_from: Callable[[dict[str, Any]], float]
+) -> None:
     svg = CHARTS["training"]
     zero, full = height_of(svg, 0), height_of(svg, 100)
     points = elements(svg, "circle", colour)
     read = [(zero - number(point, "cy")) / (zero - full) for point in points]
-    assert read == pytest.approx([record[key] for record in HISTORY], abs=1e-3)
-    assert [point[0].text or "" for point in points][6].startswith(f"epoch 7: {100 * HISTORY[6][key]:.1f} %")
+    assert read == pytest.approx([read_from(record) for record in HISTORY], abs=1e-3)
+    assert [point[0].text or "" for point in points][6].startswith(f"epoch 7: {100 * read_from(HISTORY[6]):.1f} %")
 
 
-@pytest.mark.parametrize("colour", ["first", "second"])
+@pytest.mark.parametrize("colour", ["first", "second", "third"])
 def test_the_line_runs_through_the_points(colour: str) -> None:
     points = [f"{c.attrib['cx']},{c.attrib['cy']}" for c in elements(CHARTS["training"], "circle", colour)]
     (line,) = elements(CHARTS["training"], "polyline", f"{colour}-line")
@@ -84,10 +94,18 @@ def test_each_phase_is_a_named_band_around_its_epochs() -> None:
 
 
 def test_the_last_values_stand_beside_the_ends_and_never_on_each_other() -> None:
-    last = {"epoch": 1, "phase": "small", "val_accuracy": 0.9917, "flops_kept": 0.99}
-    ends = elements(training_chart([last]), "text", "value")
+    last = {"epoch": 1, "phase": "small", "val_accuracy": 0.9917, "kept": {"flops": 0.99}}
+    svg = training_chart([last])
+    ends = elements(svg, "text", "value")
     assert [end.text for end in ends] == ["99.2 %", "99.0 %"]
+    assert "FLOPs kept" in words(svg)
     assert number(ends[1], "y") - number(ends[0], "y") >= 40
+
+
+def test_a_history_of_an_older_version_is_drawn_the_same() -> None:
+    now = {"epoch": 1, "phase": "small", "val_accuracy": 0.5, "kept": {"flops": 0.25}}
+    before = {"epoch": 1, "phase": "small", "val_accuracy": 0.5, "flops_kept": 0.25}
+    assert training_chart([before]) == training_chart([now])
 
 
 def test_a_bar_is_as_long_as_its_width() -> None:
@@ -143,5 +161,5 @@ def test_what_cannot_be_drawn_is_refused() -> None:
 def test_many_epochs_stay_readable() -> None:
     history = [{**HISTORY[0], "epoch": epoch} for epoch in range(1, 301)]
     svg = training_chart(history)
-    assert len(elements(svg, "circle")) == 600
+    assert len(elements(svg, "circle")) == 900
     assert len([text for text in words(svg) if text.isdigit()]) <= 12

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.report.summary import Summary, VariantRow, both_readings, summarise
 from atopipe.pipeline.report.terminal import LiveDisplay, PlainDisplay, QuietDisplay, epoch_line, open_display
 from atopipe.pipeline.system.text import duration, scaled
@@ -27,13 +28,20 @@ METRICS = {
 }
 GATES = [{"name": "flops.ratio", "value": 0.3, "limit": "at most 0.3", "outcome": "pass", "reason": ""}]
 RECORD: Any = SimpleNamespace(
-    epoch=3, epochs=24, phase="search", loss=1.25, train_accuracy=0.5, val_accuracy=0.75, flops_kept=0.625, seconds=2.0
+    epoch=3,
+    epochs=24,
+    phase="search",
+    loss=1.25,
+    train_accuracy=0.5,
+    val_accuracy=0.75,
+    kept={"flops": 0.625},
+    seconds=2.0,
 )
 
 
 @pytest.fixture
 def summary() -> Summary:
-    return summarise("resnet50 on digits", METRICS, GATES, {"flops": 0.3}, "runs/x/model.onnx", 312.0)
+    return summarise("resnet50 on digits", METRICS, GATES, {"flops": Target.parse(0.3)}, "runs/x/model.onnx", 312.0)
 
 
 def test_the_table_compares_dense_with_shrunk(summary: Summary) -> None:
@@ -82,8 +90,13 @@ def test_every_form_says_both_readings_and_where_the_model_is(summary: Summary) 
 
 
 def test_what_was_not_measured_has_no_row() -> None:
-    bare = summarise("x", {"flops.dense": 2.0, "flops.shrunk": 1.0}, [], {"flops": 0.5}, "m", 1.0)
+    bare = summarise("x", {"flops.dense": 2.0, "flops.shrunk": 1.0}, [], {"flops": Target.parse(0.5)}, "m", 1.0)
     assert [row.name for row in bare.rows] == ["FLOPs per image"]
+
+
+def test_every_budget_is_shown_under_its_own_name() -> None:
+    record: Any = SimpleNamespace(**{**vars(RECORD), "kept": {"params": 0.25, "flops": 0.5}})
+    assert "val 0.7500  parameters kept 0.2500  FLOPs kept 0.5000  2.0 s" in epoch_line(record)
 
 
 def test_an_epoch_is_one_line() -> None:
@@ -126,6 +139,9 @@ def test_the_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch, capsys:
     ("targets", "words"),
     [
         ({"flops": 0.3}, "0.3 of the dense FLOPs: keep at most 30 %, prune 70 %"),
+        ({"flops": "25%"}, "0.25 of the dense FLOPs: keep at most 25 %, prune 75 %"),
+        ({"flops": "1.2G"}, "1.2G of the dense 2 G FLOPs: keep at most 60 %, prune 40 %"),
+        ({"params": "4M"}, "keep at most 4M parameters"),
         ({"flops": 1.0}, "1 of the dense FLOPs: keep at most 100 %, prune 0 %"),
         (
             {"flops": 0.5, "params": 0.2},
@@ -136,8 +152,9 @@ def test_the_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch, capsys:
         ),
     ],
 )
-def test_a_target_is_read_both_ways(targets: dict[str, float], words: str) -> None:
-    assert both_readings(targets) == words
+def test_a_target_is_read_both_ways(targets: dict[str, object], words: str) -> None:
+    parsed = {cost: Target.parse(target) for cost, target in targets.items()}
+    assert both_readings(parsed, {"flops": 2e9}) == words
 
 
 def test_numbers_and_times_are_short() -> None:
