@@ -1,4 +1,4 @@
-"""A job of several processes, each with a share of every batch: what they must agree on (torch.distributed)."""
+"""A job of several processes, each with a share of every batch: what they exchange (torch.distributed)."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def average(tensors: Sequence[Tensor]) -> None:
+def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in place and bit-equal on all of them."""
     if count() > 1:
         for tensor in tensors:
@@ -19,7 +19,7 @@ def average(tensors: Sequence[Tensor]) -> None:
             tensor /= count()
 
 
-def agree(tensor: Tensor) -> None:
+def broadcast(tensor: Tensor) -> None:
     """Give every process the first one's tensor, in place."""
     if count() > 1:
         dist.broadcast(tensor, src=0)

@@ -111,6 +111,7 @@ class ProjectionSettings:
 class Recipe:
     """A whole training run.
 
+    `search`: where the mask comes from (`ato/search/mask_search.py`): the controller, or a rule to compare it with.
     `align`: widths are multiples of so many channels where that divides them; "auto" takes 4, 8 or 16 by width.
     `live_shrink`: cut the network as soon as its masked groups are zero, and train the rest of the run without them.
     `precision` of convolutions and matrix products; "auto": bfloat16 where the device has it, else float32.
@@ -120,6 +121,7 @@ class Recipe:
     epochs: int = 24
     batch_size: int = 64
     align: Align = "auto"
+    search: Literal["controller", "magnitude", "random", "uniform"] = "controller"
     live_shrink: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False

@@ -17,11 +17,12 @@ from typing import Any
 import click
 import torch
 from cases import ATO, DENSE, Case, done, markdown, train_case
-from masks import Norms, Random, Scales, Uniform, in_shares, looking_at
+from masks import looking_at, norms, shares
 from record import append, environment, rows
 
 from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
-from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.mask_search import MakeSearch
+from atopipe.ato.search.searches import SEARCHES
 from atopipe.pipeline.data.dataset import Data, stratified
 from atopipe.pipeline.data.load import load_data
 
@@ -40,7 +41,7 @@ class Variant:
     The weights are trained on `share` of the images; `held_out`: the controller looks at the others, and only at them.
     """
 
-    search: type[Search] = Search
+    search: MakeSearch = SEARCHES["controller"]
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe
     share: float = 1.0
     held_out: bool = False
@@ -72,13 +73,18 @@ def phases(**settings: float) -> Callable[[Recipe], Recipe]:
     return lambda recipe: dataclasses.replace(recipe, phases=dataclasses.replace(recipe.phases, **settings))
 
 
+def half_space(recipe: Recipe) -> Recipe:
+    """With the half-space step of OTO in the decay."""
+    return dataclasses.replace(recipe, projection=dataclasses.replace(recipe.projection, half_space=0.1))
+
+
 ORIGINS: dict[str, Variant] = {
     DENSE: Variant(),
     ATO: Variant(),
-    "norm scales over all sets": Variant(Scales),
-    "norms over all sets": Variant(Norms),
-    "norm scales and uniform widths": Variant(Uniform),
-    "random channels and uniform widths": Variant(Random),
+    "norm scales over all sets": Variant(SEARCHES["magnitude"]),
+    "norms over all sets": Variant(norms),
+    "norm scales and uniform widths": Variant(SEARCHES["uniform"]),
+    "random channels and uniform widths": Variant(SEARCHES["random"]),
     "settings of the authors": Variant(change=authors),
 }
 EARLY, EVEN, LATE = (1.4, 1.0, 0.7), (1.0, 1.0, 1.0), (0.7, 1.0, 1.4)
@@ -89,7 +95,7 @@ def resnet20_shares(streams: float, stages: tuple[float, float, float]) -> Varia
     """Widths of ResNet-20 in proportion: residual streams against what is inside the blocks, stage against stage."""
     of_stage = {f"stage{number}": share for number, share in enumerate(stages, start=1)}
     return Variant(
-        in_shares(lambda name: of_stage[name.partition(".")[0]] * (streams if name.endswith(".2.conv2") else 1.0))
+        shares(lambda name: of_stage[name.partition(".")[0]] * (streams if name.endswith(".2.conv2") else 1.0))
     )
 
 
@@ -108,6 +114,7 @@ SETTINGS: dict[str, Variant] = {
     "running statistics": Variant(change=controller(statistics="running")),
     "no annealing": Variant(change=controller(anneal=0.0)),
     "whole batches": Variant(change=controller(batch_share=1.0)),
+    "half-space step": Variant(change=half_space),
     "controller every 2nd step": Variant(change=controller(every=2, least_steps=1)),
 }
 DEFAULTS, PHASES = RECIPE.controller, RECIPE.phases
@@ -125,7 +132,7 @@ SENSITIVITY: dict[str, Variant] = {
 VARIANTS = {**ORIGINS, **WIDTHS, **SEARCH_DATA, **SETTINGS, **SENSITIVITY}
 
 
-def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, type[Search]]:
+def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, MakeSearch]:
     """The data that the weights see, and what searches for the mask, with images of its own where that is asked for."""
     count, generator = len(data.train), torch.Generator().manual_seed(seed)
     seen = stratified(data.train.labels, round(variant.share * count), generator)

@@ -13,10 +13,11 @@ from record import append, environment
 
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution
-from atopipe.ato.recipe import Align, ControllerSettings
+from atopipe.ato.recipe import Align, Recipe
 from atopipe.ato.search.budget import Budget, BudgetError
+from atopipe.ato.search.controller_search import ControllerSearch
 from atopipe.ato.search.cost import flops, kept_fraction
-from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.mask_search import SearchProblem
 from atopipe.pipeline.models.build import build_model
 
 MODELS = {"resnet50": 64, "resnet56": 32, "mobilenet_v2": 64, "densenet121": 64}  # pixels of the square input
@@ -54,13 +55,14 @@ def freeze(name: str, target: float, steps: int, align: Align) -> float:
     cost = flops(model, groups, example)
     generator = torch.Generator().manual_seed(0)
     execution = Execution(PRECISIONS["auto"](torch.device("cpu")))
-    search = Search(model, groups, [Budget.of_dense(cost, target)], ControllerSettings(), align, generator, execution)
+    budget = Budget.of_dense(cost, target)
+    search = ControllerSearch(SearchProblem(model, groups, [budget], Recipe(align=align), generator, execution))
     for step in range(steps):
         images = torch.randn(BATCH, *example.shape[1:], generator=generator)
         search.step(images, torch.arange(BATCH) % CLASSES, (step + 1) / steps)
     mask = search.best_mask()
     widths = groups.widths(mask)
-    assert search.budgets[0].holds(widths)
+    assert budget.holds(widths)
     return kept_fraction(cost, widths)
 
 

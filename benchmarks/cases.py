@@ -15,7 +15,7 @@ from atopipe.ato.execution import PRECISIONS, Execution
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import flops, kept_fraction
-from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord, accuracy
 from atopipe.ato.training.trainer import train
@@ -38,7 +38,7 @@ class Case:
     epochs: int
 
 
-def train_case(case: Case, data: Data, recipe: Recipe, search: type[Search], device: torch.device) -> dict[str, Any]:
+def train_case(case: Case, data: Data, recipe: Recipe, search: MakeSearch, device: torch.device) -> dict[str, Any]:
     """Train, and test on the whole validation part: accuracy, cost and widths of the network, seconds per phase."""
     torch.manual_seed(case.seed)
     model, example = build_model(case.model, len(data.labels)), torch.zeros(1, 3, *data.preprocessing.size)
@@ -61,7 +61,7 @@ def train_case(case: Case, data: Data, recipe: Recipe, search: type[Search], dev
     else:
         groups = find_groups(model, example, torch.Generator().manual_seed(case.seed))
         cost = flops(model, groups, example)
-        result = train(model.to(device), groups, [Budget.of_dense(cost, case.target)], search=search, **common)
+        result = train(model.to(device), groups, [Budget.of_dense(cost, case.target)], make_search=search, **common)
         trained, widths = result.model.to(device), groups.widths(result.mask.cpu())
         kept = {
             "flops_ratio": kept_fraction(cost, widths),

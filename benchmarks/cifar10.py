@@ -16,7 +16,7 @@ import torch
 from cases import ATO, DENSE, Case, done, markdown, train_case
 from record import append, environment, rows
 
-from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.searches import SEARCHES
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.data.load import load_data
 
@@ -66,7 +66,7 @@ def run(data: str, models: str, seeds: str, epochs: int, recipe_name: str, devic
                 case = Case(variant, model, target, seed, len(loaded.train), epochs)
                 if case in done(NAME) or time.perf_counter() - start > 60 * minutes:
                     continue
-                result = train_case(case, loaded, recipe, Search, torch.device(device))
+                result = train_case(case, loaded, recipe, SEARCHES["controller"], torch.device(device))
                 append(NAME, {**asdict(case), **result, "recipe": asdict(recipe), "environment": environment()})
                 spent = sum(result["seconds"].values())
                 print(f"{model}, {variant}, seed {seed}: {100 * result['accuracy']:.2f} % in {spent:.0f} s", flush=True)

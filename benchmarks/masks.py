@@ -1,84 +1,60 @@
-"""Masks that no controller chose: the rules that a controller has to beat, each in the place of a search."""
+"""Masks for comparisons: rules and a controller with images of its own, each as what makes a search."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from atopipe.ato import layers
-from atopipe.ato.groups import Groups
 from atopipe.ato.removal.slices import group_norms
-from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.controller_search import ControllerSearch
+from atopipe.ato.search.mask_search import MakeSearch, MaskSearch, SearchProblem
+from atopipe.ato.search.score_search import ScoreSearch, in_shares
+from atopipe.ato.snapshot import Snapshot
 
 
-def norm_scales(model: nn.Module, groups: Groups) -> Tensor:
-    """Sum of |scale| over the norm layers each group passes, [G]; the group's own norm in sets without norm layers."""
-    parts = []
-    for group_set, norms in zip(groups.sets, groups.split(group_norms(model, groups)), strict=True):
-        total = torch.zeros_like(norms)
-        for member in group_set.members:
-            layer = model.get_submodule(member.module)
-            if isinstance(layer, layers.CHANNEL_NORMS):
-                total.index_add_(0, member.group, layer.weight.detach().abs()[member.index])
-        parts.append(total if bool(total.any()) else norms)
-    return torch.cat(parts)
+def _norms(problem: SearchProblem) -> Tensor:
+    return group_norms(problem.model, problem.groups)
 
 
-class Unsearched(Search):
-    """A rule in the controller's place: it learns nothing, and scores the groups when it is asked."""
-
-    def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
-        """Nothing to learn."""
+norms: MakeSearch = partial(ScoreSearch, _norms)
+"""The groups with the largest norms, over all sets together."""
 
 
-class Scales(Unsearched):
-    """The groups with the largest norm scales, over all sets together."""
-
-    def scores(self) -> Tensor:
-        return norm_scales(self.model, self.groups)
-
-
-class Norms(Unsearched):
-    """The groups with the largest norms, over all sets together."""
-
-    def scores(self) -> Tensor:
-        return group_norms(self.model, self.groups)
-
-
-def in_shares(share: Callable[[str], float]) -> type[Search]:
+def shares(share: Callable[[str], float]) -> MakeSearch:
     """Widths in given proportions: `share` of a set's name; within a set the largest norm scales."""
-
-    class Shares(Unsearched):
-        """Fixed proportions of the widths."""
-
-        def scores(self) -> Tensor:
-            parts = zip(self.groups.sets, self.groups.split(norm_scales(self.model, self.groups)), strict=True)
-            ranked = [(group_set, (-part).argsort().argsort().double() + 1) for group_set, part in parts]
-            return torch.cat([-ranks / len(ranks) / share(group_set.name) for group_set, ranks in ranked])
-
-    return Shares
+    return partial(ScoreSearch, lambda problem: in_shares(problem, share))
 
 
-Uniform = in_shares(lambda name: 1.0)
-
-
-class Random(Unsearched):
-    """The same share of every set, at random."""
-
-    def scores(self) -> Tensor:
-        noise = torch.Generator().manual_seed(self.generator.initial_seed())
-        return torch.cat([torch.randperm(size, generator=noise).double() / size for size in self.groups.sizes])
-
-
-def looking_at(batches: Iterable[tuple[Tensor, Tensor]]) -> type[Search]:
+def looking_at(batches: Iterable[tuple[Tensor, Tensor]]) -> MakeSearch:
     """A controller that looks at these batches, over and over, instead of those that the weights are trained on."""
     endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    return lambda problem: Elsewhere(ControllerSearch(problem), endless)
 
-    class Elsewhere(Search):
-        """The controller with images of its own."""
 
-        def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
-            super().step(*next(endless), progress)
+@dataclass
+class Elsewhere:
+    """Another search with images of its own."""
 
-    return Elsewhere
+    search: MaskSearch
+    batches: Iterator[tuple[Tensor, Tensor]]
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
+        """A step on its own images; those of the weights are ignored."""
+        self.search.step(*next(self.batches), progress)
+
+    def scores(self) -> Tensor:
+        return self.search.scores()
+
+    def likely_mask(self) -> Tensor:
+        return self.search.likely_mask()
+
+    def best_mask(self) -> Tensor:
+        return self.search.best_mask()
+
+    def snapshot(self) -> Snapshot:
+        return self.search.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.search.restore(snapshot)

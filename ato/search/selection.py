@@ -108,6 +108,17 @@ def _steps_by_worth(scores: Sequence[Tensor], steps: Sequence[int]) -> list[int]
     return list(map(int, owners[torch.cat(worths).sort(descending=True, stable=True).indices]))
 
 
+def choose_mask(scores: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> Tensor:
+    """The deterministic 0/1 mask [G], on the CPU, that the scores [G] are worth within every budget."""
+    return best_groups(scores, groups, select_widths(scores, groups, budgets, align))
+
+
+def kept_fractions(mask: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> dict[str, float]:
+    """What a mask [G] keeps of each budgeted cost, widths moved up to whole steps: fractions of dense, by cost name."""
+    widths = aligned(groups.widths(mask.cpu()).double(), narrowest_widths(groups, align))
+    return {budget.cost.name: kept_fraction(budget.cost, widths) for budget in budgets}
+
+
 def best_groups(ranking: Tensor, groups: Groups, widths: Tensor) -> Tensor:
     """The 0/1 mask [G] that keeps, in each set, the `width` groups that rank highest; ties by position."""
     masks = []

@@ -239,7 +239,7 @@ def _train_epoch(
 
 def _record(trainer: Steps, epoch: _Epoch, epochs: int, val_batches: Batches) -> EpochRecord:
     totals = torch.stack([torch.stack(epoch.losses).mean(), torch.stack(epoch.correct).sum() / epoch.seen])
-    collectives.average([totals])
+    collectives.all_reduce_mean([totals])
     return EpochRecord(
         epoch=epoch.number,
         epochs=epochs,

@@ -16,7 +16,9 @@ from atopipe.ato.removal.slices import scale_groups
 from atopipe.ato.removal.structure import Structure, structure_of
 from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
 from atopipe.ato.search.budget import Budget
-from atopipe.ato.search.mask_search import Search
+from atopipe.ato.search.mask_search import MakeSearch, MaskSearch, SearchProblem
+from atopipe.ato.search.searches import SEARCHES
+from atopipe.ato.search.selection import check_budgets, kept_fractions
 from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators, tensors_only
 from atopipe.ato.training.loop import FORGETFUL, Batches, EpochRecord, Keeper, Report, TrainBatches, run_epochs
 from atopipe.ato.training.weights import WeightTrainer
@@ -43,19 +45,20 @@ class Trainer:
         steps: int,
         generator: torch.Generator,
         execution: Execution = PLAIN,
-        search: type[Search] = Search,
+        make_search: MakeSearch | None = None,
     ) -> None:
+        check_budgets(groups, budgets, recipe.align)
         self.groups, self.budgets, self.recipe, self.generator = groups, budgets, recipe, generator
         self.schedule = Schedule.of(recipe.phases, steps)
         self.controller_steps = self.schedule.controller_steps(recipe.controller.every, recipe.controller.least_steps)
         self.device = next(model.parameters()).device
-        self.search = search(model, groups, budgets, recipe.controller, recipe.align, generator, execution)
+        problem = SearchProblem(model, groups, budgets, recipe, generator, execution)
+        self.search: MaskSearch | None = (make_search or SEARCHES[recipe.search])(problem)  # until the mask is frozen
         self.execution = execution
         self.weights = WeightTrainer(model, recipe.weights, execution, generator)
         self.removal = Removal(model, groups, recipe.projection)
         self.finished_steps = 0
-        self.frozen_mask: Tensor | None = None
-        self.removed: Tensor | None = None  # bool [G] on the device, once the mask is frozen
+        self.frozen_mask: Tensor | None = None  # on the device
         self.full: tuple[nn.Module, Structure] | None = None  # the network before it was cut, and the cut
 
     @property
@@ -76,11 +79,12 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; returns loss and number of correct predictions as tensors, without waiting for them."""
         rate = self.learning_rate()
-        self.removal.remember()
+        if self.full is None:
+            self.removal.remember()
         result = self.weights.step(images, labels, rate)
         self._remove(rate)
         self.weights.average_in()
-        if self.finished_steps in self.controller_steps:
+        if self.search is not None and self.finished_steps in self.controller_steps:
             progress = self.schedule.search_progress(self.finished_steps + 1)
             self.search.step(images, labels, progress)
         self._advance()
@@ -89,26 +93,27 @@ class Trainer:
     def _remove(self, rate: float) -> None:
         """Move the groups that are to go, as far as this step's phase asks for."""
         settings = self.recipe.projection
-        if self.removed is not None and self.full is None:
+        if self.full is not None:
+            return
+        if self.frozen_mask is not None:
             left = max(self.schedule.decay_end - self.finished_steps, 1)  # once zero, held at zero
-            self.removal.step(self.removed, settings.decay_lambda * rate, left)
+            self.removal.step(self.frozen_mask < 0.5, settings.decay_lambda * rate, left)
         elif self.phase is Phase.SEARCH and settings.search_lambda > 0:
-            self.removal.step(self.search.likely_mask() < 0.5, settings.search_lambda * rate)
+            self.removal.step(self._likely_mask() < 0.5, settings.search_lambda * rate)
 
     def _advance(self) -> None:
         """Count the step; freeze the mask where the search ends, cut the network where its masked groups are zero."""
         self.finished_steps += 1
-        if self.finished_steps == self.schedule.search_end:
+        if self.search is not None and self.finished_steps == self.schedule.search_end:
             self._freeze(self.search.best_mask())
         if self.finished_steps == self.schedule.decay_end:
-            scale_groups(self.network, self.groups, self._mask().to(self.device))  # averages lag behind
+            scale_groups(self.network, self.groups, self._mask())  # averages lag behind
             if self.recipe.live_shrink:
                 self._cut()
 
     def _freeze(self, mask: Tensor) -> None:
-        collectives.agree(mask)
-        self.frozen_mask, self.removed = mask, (mask < 0.5).to(self.device)
-        self.search.retire()
+        collectives.broadcast(mask)
+        self.frozen_mask, self.search = mask.to(self.device), None
 
     def _cut(self) -> None:
         """Go on with the small network: zero groups can never matter again, so keeping them would only cost time."""
@@ -121,8 +126,7 @@ class Trainer:
         """Every budget's cost at the frozen mask or, before, at the likely one; fractions of dense, by name."""
         if self.phase is Phase.DENSE:
             return {budget.cost.name: 1.0 for budget in self.budgets}
-        mask = self.search.likely_mask() if self.frozen_mask is None else self.frozen_mask
-        return self.search.kept(mask)
+        return kept_fractions(self._likely_mask(), self.groups, self.budgets, self.recipe.align)
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -142,20 +146,20 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """The whole run now: the search while it lasts; after the cut, the full network beside the small one."""
         parts = {"weights": self.weights.snapshot(), "generators": of_generators(self.generator)}
-        if self.frozen_mask is not None:
-            parts["frozen"] = tensors_only(mask=self.frozen_mask)
-        else:
+        if self.search is not None:
             parts["search"] = self.search.snapshot()
+        else:
+            parts["frozen"] = tensors_only(mask=self._mask())
         if self.full is not None:
             parts["full"] = Snapshot(self.full[0].state_dict(), {})
         return joined(**parts, steps=Snapshot({}, {"finished": self.finished_steps}))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """The inverse, for a run that has not begun and was made of the same network, groups and recipe."""
+        """Load a snapshot into a run that has not begun and was made of the same network, groups and recipe."""
         frozen, full = snapshot.part("frozen").tensors, snapshot.part("full").tensors
         if "mask" in frozen:
             self._freeze(frozen["mask"])
-        else:
+        elif self.search is not None:
             self.search.restore(snapshot.part("search"))
         if full:
             self.weights.model.load_state_dict(full)
@@ -163,6 +167,10 @@ class Trainer:
         self.weights.restore(snapshot.part("weights"))
         self.finished_steps = snapshot.part("steps").values["finished"]
         restore_generators(self.generator, snapshot.part("generators"))
+
+    def _likely_mask(self) -> Tensor:
+        """The frozen mask [G] or, before, what would be kept now."""
+        return self.search.likely_mask() if self.search is not None else self._mask()
 
     def _mask(self) -> Tensor:
         if self.frozen_mask is None:
@@ -181,17 +189,18 @@ def train(
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
-    search: type[Search] = Search,
+    make_search: MakeSearch | None = None,
     keeper: Keeper = FORGETFUL,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
 
     `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
     DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator. Where
-    `keeper` has a snapshot of this run, the run goes on from there, to the same result.
+    `keeper` has a snapshot of this run, the run goes on from there, to the same result. `make_search`: where the mask
+    comes from, if not from the search that the recipe names.
     """
     steps = recipe.epochs * len(train_batches)
-    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, search)
+    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, make_search)
     history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, keeper)
     trained, mask = trainer.trained_model()
     return Trained(trained.eval(), mask, history)

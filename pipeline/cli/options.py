@@ -33,6 +33,11 @@ def configured(command: Command) -> Command:
             "--align", metavar="N", help="Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width."
         ),
         _option(
+            "--search",
+            metavar="NAME",
+            help="Where the mask comes from: controller (default), magnitude, random, uniform.",
+        ),
+        _option(
             "--live-shrink/--no-live-shrink", help="Cut the network as soon as its masked channels are zero (default)."
         ),
         _option(

@@ -11,6 +11,7 @@ FLAGS: Mapping[str, str] = {
     "target_flops": "--target-flops",
     "target_params": "--target-params",
     "recipe.align": "--align",
+    "recipe.search": "--search",
     "recipe.live_shrink": "--live-shrink",
     "recipe.precision": "--precision",
     "recipe.compile": "--compile",

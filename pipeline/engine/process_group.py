@@ -76,7 +76,7 @@ def agreed(answers: Sequence[bool]) -> list[bool]:
     from atopipe.ato import collectives
 
     votes = torch.tensor([int(answer) for answer in answers])
-    collectives.agree(votes)
+    collectives.broadcast(votes)
     return [bool(vote) for vote in votes]
 
 
@@ -87,9 +87,9 @@ def shared(content: bytes | None) -> bytes:
     from atopipe.ato import collectives
 
     size = torch.tensor(len(content or b""))
-    collectives.agree(size)
+    collectives.broadcast(size)
     if not size:
         return b""
     carrier = torch.frombuffer(bytearray(content or bytes(int(size))), dtype=torch.uint8)
-    collectives.agree(carrier)
+    collectives.broadcast(carrier)
     return carrier.numpy().tobytes()

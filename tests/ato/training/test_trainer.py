@@ -17,8 +17,9 @@ from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSett
 from atopipe.ato.removal.shrink import prove_lossless, shrink
 from atopipe.ato.removal.slices import group_norms
 from atopipe.ato.search.budget import Budget, BudgetError
+from atopipe.ato.search.controller_search import ControllerSearch
 from atopipe.ato.search.cost import Cost, flops, kept_fraction
-from atopipe.ato.search.mask_search import DivergedError, Search
+from atopipe.ato.search.mask_search import DivergedError, SearchProblem
 from atopipe.ato.search.masking import masked
 from atopipe.ato.training.loop import EpochRecord, Progress
 from atopipe.ato.training.trainer import Trained, Trainer, train
@@ -68,11 +69,12 @@ def run(model: nn.Module, recipe: Recipe = RECIPE, target: float = 0.4, seed: in
         Recipe(epochs=6, batch_size=16, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=0.05)),
         Recipe(epochs=6, align=2, phases=PhaseSettings(0.2, 0.3, 0.5), projection=ProjectionSettings(10.0, 1000.0)),
         Recipe(epochs=6, align=2, projection=ProjectionSettings(10.0, 10.0, half_space=0.1)),
+        dataclasses.replace(RECIPE, search="magnitude", projection=ProjectionSettings(search_lambda=1.0)),
         Recipe(
             epochs=6, align=2, controller=ControllerSettings(statistics="running", every=3, anneal=0.0, margin=0.005)
         ),
     ],
-    ids=["default", "sgd", "authors", "half-space", "running"],
+    ids=["default", "sgd", "authors", "half-space", "magnitude", "running"],
 )
 def test_a_run_meets_the_budget_with_exact_zeros(
     network: nn.Module, recipe: Recipe, generator: torch.Generator
@@ -91,6 +93,19 @@ def test_one_layer_under_two_names_survives_the_cut(one_layer_two_names: nn.Modu
     small, _ = shrink(trained.model, groups, trained.mask)
     images, _ = next(iter(Blobs(1)))
     assert prove_lossless(trained.model, groups, trained.mask, small, images, generator).max_rel_diff < 1e-12
+
+
+def test_the_half_space_step_remembers_no_weights_once_the_network_is_cut(residual: nn.Module, example: Tensor) -> None:
+    groups = find_groups(residual, example, torch.Generator().manual_seed(0))
+    budget = Budget.of_dense(flops(residual, groups, example), 0.4)
+    recipe = dataclasses.replace(RECIPE, projection=ProjectionSettings(half_space=0.1))
+    trainer = Trainer(residual, groups, [budget], recipe, 40, torch.Generator().manual_seed(0))
+    for images, labels in Blobs(40):
+        before = trainer.removal.before
+        trainer.step(images, labels)
+        if trainer.full is not None and trainer.finished_steps > trainer.schedule.decay_end:
+            assert trainer.removal.before is before
+    assert trainer.full is not None
 
 
 def test_it_learns(residual: nn.Module) -> None:
@@ -151,6 +166,7 @@ def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Mo
     cost = flops(residual, groups, example)
     trainer = Trainer(residual, groups, [Budget.of_dense(cost, 0.4)], RECIPE, 40, torch.Generator().manual_seed(0))
     before = copy.deepcopy(residual.state_dict())
+    assert trainer.search is not None
     logits = trainer.search.scores().detach()
     trainer.search.step(*next(iter(Blobs(1))), progress=0.5)
     after = residual.state_dict()
@@ -202,7 +218,7 @@ def test_the_search_keeps_the_groups_that_the_loss_needs(example: Tensor) -> Non
     kept, removed = [], []
     for seed in range(3):
         noise = torch.Generator().manual_seed(seed)
-        search = Search(model, groups, [budget], recipe.controller, recipe.align, noise)
+        search = ControllerSearch(SearchProblem(model, groups, [budget], recipe, noise))
         for images, labels in Blobs(150):
             search.step(images, labels, progress=1.0)
         kept.append(masked_accuracy(model, groups, search.best_mask()))

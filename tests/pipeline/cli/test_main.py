@@ -16,7 +16,7 @@ from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.cli.settings import configuration
 from atopipe.pipeline.system.failures import LEAF_EXIT_CODES, explain
 
-FRACTION = "a number above 0 and at most 1: 0.3 keeps 30 % of the dense network's FLOPs"
+FRACTION = "a fraction like 0.3 or 30% of the dense network's FLOPs, or an amount like 1.2G of FLOPs"
 
 TINY = """
 from torch import nn

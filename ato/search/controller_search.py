@@ -1,0 +1,88 @@
+"""ATO's search: a controller learns from the masked network's loss and from the budgets (ATO, equation 3)."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from atopipe.ato import collectives
+from atopipe.ato.search.budget import search_penalty
+from atopipe.ato.search.controller import Controller, gumbel_noise, keep_probability, relaxed_mask, straight_through
+from atopipe.ato.search.mask_search import DivergedError, SearchProblem
+from atopipe.ato.search.masking import mask_lookups, masked_at
+from atopipe.ato.search.norm_statistics import STATISTICS
+from atopipe.ato.search.selection import aligned, choose_mask, narrowest_widths
+from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
+
+
+class ControllerSearch:
+    """Scores are the controller's logits; one call of `step` moves it forward and leaves the network as it is."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self.problem, self.settings = problem, problem.recipe.controller
+        groups, device = problem.groups, next(problem.model.parameters()).device
+        self.lookups = mask_lookups(problem.model, groups)
+        self.budgets = [budget.to(device) for budget in problem.budgets]
+        self.width_steps = narrowest_widths(groups, problem.recipe.align).to(device)
+        self.controller = Controller(groups.sizes, problem.generator).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.controller.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+
+    def scores(self) -> Tensor:
+        """The controller's logits [G], which rise with the keep-probabilities."""
+        logits: Tensor = self.controller()
+        return logits
+
+    @torch.no_grad()
+    def likely_mask(self) -> Tensor:
+        """The groups that a sample keeps more often than not, 0/1 [G]; it may still miss the budgets."""
+        return (keep_probability(self.scores(), self.settings.offset) >= 0.5).float()
+
+    @torch.no_grad()
+    def best_mask(self) -> Tensor:
+        """The mask [G] that the logits are worth; raises DivergedError where they are no numbers."""
+        scores = self.scores().cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
+        return choose_mask(scores, self.problem.groups, self.problem.budgets, self.problem.recipe.align)
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
+        """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample)."""
+        count = max(2, math.ceil(self.settings.batch_share * len(images)))  # one image has no statistics
+        images, labels = images[:count], labels[:count]
+        logits, model = self.scores(), self.problem.model
+        with (
+            STATISTICS[self.settings.statistics](model),
+            masked_at(model, self.lookups, self._sample(logits)),
+        ):
+            loss = cross_entropy(self.problem.execution.logits(model, images), labels)
+        loss = loss + self.settings.budget_weight * self._penalty(self._sample(logits), progress)
+        parameters = list(self.controller.parameters())
+        # Only the controller's gradients are computed: the weights' would cost as much again as the rest of the step.
+        gradients = torch.autograd.grad(loss, parameters)
+        collectives.all_reduce_mean(gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+
+    def snapshot(self) -> Snapshot:
+        """The controller and its optimiser as they are now."""
+        return joined(controller=Snapshot(self.controller.state_dict(), {}), optimizer=of_optimizer(self.optimizer))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load a snapshot."""
+        self.controller.load_state_dict(snapshot.part("controller").tensors)
+        restore_optimizer(self.optimizer, snapshot.part("optimizer"))
+
+    def _penalty(self, relaxed: Tensor, progress: float) -> Tensor:
+        widths = aligned(self.problem.groups.widths(straight_through(relaxed)), self.width_steps)
+        settings = self.settings
+        penalty = search_penalty(self.budgets, widths, progress, anneal=settings.anneal, margin=settings.margin)
+        return penalty.float()
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        """A soft mask, [G]."""
+        noise = gumbel_noise(logits, self.problem.generator)
+        return relaxed_mask(logits, noise, self.settings.offset, self.settings.temperature)
