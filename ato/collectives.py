@@ -19,6 +19,12 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
             tensor /= count()
 
 
+def all_reduce_sum(tensor: Tensor) -> None:
+    """Replace the tensor by its sum over all processes, in place."""
+    if count() > 1:
+        dist.all_reduce(tensor)
+
+
 def broadcast(tensor: Tensor) -> None:
     """Give every process the first one's tensor, in place."""
     if count() > 1:

@@ -261,12 +261,19 @@ def _finite(loss: float, step: int) -> float:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Batches, execution: Execution = PLAIN) -> float:
-    """Top-1 accuracy of `model` in evaluation mode over all batches, a fraction."""
+    """Top-1 accuracy of `model` in evaluation mode over the batches of all processes, a fraction.
+
+    Every process counts its own batches, with the first one's buffers: the statistics of normalisation differ.
+    """
     training = model.training
     model.eval()
+    for buffer in model.buffers():
+        collectives.broadcast(buffer)
     correct = seen = 0
     for images, labels in batches:
         correct += int((execution.logits(model, images).argmax(1) == labels).sum())
         seen += len(labels)
     model.train(training)
-    return correct / seen
+    counts = torch.tensor([correct, seen])
+    collectives.all_reduce_sum(counts)
+    return int(counts[0]) / int(counts[1])

@@ -118,11 +118,11 @@ def _providers() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    from atopipe.pipeline.system.machine import available_memory, available_threads
+    from atopipe.pipeline.system.machine import available_memory, available_processors
 
     machine = hardware()
     yield Finding(
-        "CPU", f"{machine['cpu']}, {available_threads()} of {machine['cores']} processors by affinity and quota"
+        "CPU", f"{machine['cpu']}, {available_processors()} of {machine['cores']} processors by affinity and quota"
     )
     memory = available_memory()
     little = "free some, or lower --batch-size" if memory < LEAST_MEMORY else None

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from atopipe.pipeline.data.load import source_names
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # adds options to a command
 Given = str | tuple[str, ...] | bool | None  # what an option came with; None where it was left out
@@ -49,7 +51,7 @@ def configured(command: Command) -> Command:
         _option(
             "--data",
             metavar="SOURCE",
-            help="digits (default), imagefolder:PATH, cifar10:DIR, cifar100:DIR or your_pkg.mod:factory.",
+            help=f"{', '.join(source_names())}; default: digits.",
         ),
         _option("--input-size", metavar="N", help="Pixels of the square input (default: what the images are)."),
         _option("--config", metavar="FILE", help="YAML file of settings; options given here override it."),

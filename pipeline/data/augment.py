@@ -23,7 +23,7 @@ def usual_augmentation(size: Size) -> Augmentation:
     return partial(resized_crop_flip, size=size)
 
 
-def plain(images: Tensor, generator: torch.Generator) -> Tensor:
+def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
     """The images as they are."""
     return images
 

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from atopipe.pipeline.data.augment import Augmentation, center_crop, plain
+from atopipe.pipeline.data.augment import Augmentation, center_crop, unchanged
 from atopipe.pipeline.data.preprocessing import Preprocessing
-from atopipe.pipeline.data.stores import Chosen, ImageStore
+from atopipe.pipeline.data.stores import ImageStore, Subset
 from atopipe.pipeline.system.errors import DataError
 
 APART = 2**20  # between the seeds of two processes: more than an epoch has batches; the CPU takes 32 bits of a seed
@@ -18,15 +18,19 @@ SMALLEST_BATCH = 2  # batch normalisation has no statistics of a single image
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every training batch this process takes: number `index` of `count` equal ones."""
+    """Which part of the images this process takes: number `index` of `count`."""
 
     index: int = 0
     count: int = 1
 
-    def of(self, batch: Tensor) -> Tensor:
-        """What the batch has beyond a multiple of `count` belongs to nobody."""
+    def of_batch(self, batch: Tensor) -> Tensor:
+        """An equal part of a training batch; the rest of fewer than `count` images is used by no process."""
         size = len(batch) // self.count
         return batch[self.index * size : (self.index + 1) * size]
+
+    def of_all(self, images: Tensor) -> Tensor:
+        """A part of a whole set, equal to within one image: every image is in the part of one process."""
+        return images.tensor_split(self.count)[self.index]
 
 
 WHOLE = Share()
@@ -47,14 +51,14 @@ class Split:
     images: ImageStore
     labels: Tensor
     preprocessing: Preprocessing
-    augmentation: Augmentation = plain
+    augmentation: Augmentation = unchanged
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "Split":
         """The images at `indices` [N], in their order."""
-        return replace(self, images=Chosen(self.images, indices), labels=self.labels[indices])
+        return replace(self, images=Subset(self.images, indices), labels=self.labels[indices])
 
     def batches(
         self,
@@ -67,18 +71,21 @@ class Split:
     ) -> "SplitBatches":
         """Batches for training if a generator is given, for evaluation if not.
 
-        Training: shuffled anew in each epoch and augmented by `augment` (default: the split's own augmentation; `plain`
+        Training: shuffled in each epoch and augmented by `augment` (default: the split's own augmentation; `unchanged`
         for none); a last batch of one image is left out. An epoch depends on the generator's state when its iteration
         starts and on nothing else. With a `share`, all processes need generators in the same state: they draw the same
-        batches, and each its own augmentations.
-        Evaluation: every image, in order, as it is.
+        batches, each process takes its part of every batch and draws its own augmentations.
+        Evaluation: every image of the process's share, in order and unchanged. `batch_size` is that of all processes.
+        While the batches are held, a copy of the images stays on the device if it fits there.
 
         Raises DataError if a training batch is larger than the split.
         """
         if generator is not None and batch_size > len(self):
             have = f"the training set of {len(self):,} images"
             raise DataError(f"batch size {batch_size} is larger than {have}: lower --batch-size to {len(self)} or less")
-        return SplitBatches(self, batch_size, torch.device(device), generator, augment or self.augmentation, share)
+        place = torch.device(device)
+        here = replace(self, images=self.images.on(place))
+        return SplitBatches(here, batch_size, place, generator, augment or self.augmentation, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +100,14 @@ class SplitBatches:
     share: Share
 
     def __len__(self) -> int:
+        if self.generator is None:
+            return len(self._evaluation_plan())
         whole, rest = divmod(len(self.split), self.batch_size)
-        return whole + (rest >= (1 if self.generator is None else SMALLEST_BATCH * self.share.count))
+        return whole + (rest >= SMALLEST_BATCH * self.share.count)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.generator is None:
-            return self._read(torch.arange(len(self.split)), None, 0)
+            return self._read(self._evaluation_plan(), None, 0)
         return self.resume(self.order(), 0)
 
     def order(self) -> Tensor:
@@ -111,15 +120,19 @@ class SplitBatches:
         generator.set_state(order)
         indices = _random_order(len(self.split), generator)
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-        return self._read(indices, int(seed), done)
+        plan = [self.share.of_batch(batch) for batch in torch.split(indices, self.batch_size)[: len(self)]]
+        return self._read(plan[done:], int(seed), done)
+
+    def _evaluation_plan(self) -> list[Tensor]:
+        indices = self.share.of_all(torch.arange(len(self.split)))
+        return list(torch.split(indices, max(1, self.batch_size // self.share.count))) if len(indices) else []
 
     def _generator(self) -> torch.Generator:
         if self.generator is None:
             raise TypeError("batches for evaluation have one order only")
         return self.generator
 
-    def _read(self, order: Tensor, seed: int | None, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        plan = [self.share.of(batch) for batch in torch.split(order, self.batch_size)[: len(self)]][done:]
+    def _read(self, plan: list[Tensor], seed: int | None, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         if not plan:
             return
         labels = torch.split(self.split.labels[torch.cat(plan)].to(self.device), [len(batch) for batch in plan])
@@ -133,7 +146,7 @@ class SplitBatches:
         return torch.Generator(self.device).manual_seed(seed + self.share.index * APART)
 
     def _normalisation(self) -> Callable[[Tensor], Tensor]:
-        """The same arithmetic as `images.preprocess`, its constants on the device."""
+        """The same arithmetic as `preprocessing.preprocess`, its constants on the device."""
         settings = self.split.preprocessing
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (settings.mean, settings.std))
         return lambda images: center_crop(images, settings.size).float().div(255).sub_(mean).div_(std)
@@ -179,12 +192,3 @@ def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 def _random_order(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator, device=generator.device).cpu()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a source is asked for: None as `input_size` leaves the choice to it."""
-
-    seed: int
-    input_size: int | None
-    val_fraction: float

@@ -1,6 +1,6 @@
 """From image files to pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image
 
 from atopipe.pipeline.data.preprocessing import CHUNK, Pixels, Size, to_pixels
+from atopipe.pipeline.data.source import OnProgress
 from atopipe.pipeline.system.errors import DataError
-from atopipe.pipeline.system.machine import available_cores, require_memory
-
-OnProgress = Callable[[int, int], None]  # images done, images in all
+from atopipe.pipeline.system.machine import available_processors, require_memory
 
 
 def read_pixels(path: Path, resize: Size, crop: Size) -> Pixels:
@@ -47,7 +46,7 @@ def read_all(paths: Sequence[Path], resize: Size, crop: Size, on_progress: OnPro
             pixels[index] = read_pixels(paths[index], resize, crop)
         return min(start + CHUNK, len(paths))
 
-    pool = ThreadPoolExecutor(available_cores())
+    pool = ThreadPoolExecutor(available_processors())
     try:
         for done in pool.map(fill, range(0, len(paths), CHUNK)):
             if on_progress is not None:

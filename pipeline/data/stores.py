@@ -1,22 +1,29 @@
 """Where the images of a split are: in memory, or on disk and decoded ahead of their use."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from atopipe.pipeline.data.decoding import read_pixels
-from atopipe.pipeline.data.preprocessing import Size
-from atopipe.pipeline.system.errors import DataError, MissingDataError
-from atopipe.pipeline.system.machine import available_cores
+from atopipe.pipeline.data.preprocessing import Pixels, Size
+from atopipe.pipeline.system.machine import available_processors
+
+AHEAD = 2  # batches that are decoded while another one is used
 
 
 class ImageStore(Protocol):
     """Where the images of a split are."""
+
+    def on(self, device: torch.device) -> "ImageStore":
+        """The same images, kept on the device if they fit there."""
+        ...
 
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """For each tensor of indices in `plan`, in order, those images: uint8 [B, C, H, W] on the device."""
@@ -25,76 +32,78 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Decoded images, uint8 [N, C, H, W]; copied to the device as a whole, once, where they fit."""
+    """Decoded images, uint8 [N, C, H, W], on any device."""
 
     pixels: Tensor
-    copies: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> "InMemory":
+        """A copy on the device if it takes at most a quarter of what is free there; it lives as long as the result."""
+        return InMemory(self.pixels.to(device)) if _fits(self.pixels, device) else self
 
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        if device not in self.copies:
-            self.copies[device] = self.pixels.to(device) if _fits(self.pixels, device) else self.pixels
-        pixels = self.copies[device]
+        """The images at those indices; see `ImageStore`."""
         for indices in plan:  # a copy that blocked would make every step wait for the one before it
-            yield pixels[indices.to(pixels.device, non_blocking=True)].to(device)
+            yield self.pixels[indices.to(self.pixels.device, non_blocking=True)].to(device)
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:
     return device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
 
 
-@dataclass(frozen=True)
-class OnDisk(Dataset[Tensor | DataError]):
-    """Image files, decoded ahead of their use by worker processes, at most one per core."""
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Image files, decoded by one thread for each processor, `AHEAD` batches before they are used.
 
-    paths: tuple[Path, ...]
+    Threads, because Pillow releases Python's lock while it decodes and scales. Worker processes would pass every batch
+    through /dev/shm, which is 64 MB in a container, and each could be killed or interrupted on its own.
+    """
+
+    paths: Sequence[Path]
     resize: Size
     crop: Size
 
-    def __getitem__(self, index: int) -> Tensor | DataError:
-        try:
-            return torch.from_numpy(read_pixels(self.paths[index], self.resize, self.crop))
-        except DataError as error:
-            return error  # a worker that raises would wrap the sentence in its traceback
+    def on(self, device: torch.device) -> "OnDisk":
+        """The files as they are."""
+        return self
 
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        loader: DataLoader[Tensor | DataError] = DataLoader(
-            self,
-            batch_sampler=[indices.tolist() for indices in plan],
-            num_workers=min(available_cores(), len(plan)),
-            collate_fn=_stack,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # or it would draw from the global one
-        )
-        for batch in _unless_killed(loader):
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch.to(device, non_blocking=True)
+        """The images at those indices; see `ImageStore`. Raises DataError for the first that cannot be read."""
+        pool = ThreadPoolExecutor(available_processors())
+        batches = (self._begin(pool, indices.tolist(), pinned=device.type == "cuda") for indices in plan)
+        try:
+            ahead = deque(islice(batches, AHEAD))
+            while ahead:
+                pixels, decoded = ahead.popleft()
+                for image in decoded:
+                    image.result()
+                ahead.extend(islice(batches, 1))
+                yield pixels.to(device, non_blocking=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _begin(
+        self, pool: ThreadPoolExecutor, indices: Sequence[int], *, pinned: bool
+    ) -> tuple[Tensor, list[Future[None]]]:
+        """A batch that fills itself: its pixels, and what has to end before they are all there."""
+        pixels = torch.empty((len(indices), 3, *self.crop), dtype=torch.uint8, pin_memory=pinned)
+        rows = pixels.numpy()
+        return pixels, [pool.submit(self._decode, index, row) for index, row in zip(indices, rows, strict=True)]
+
+    def _decode(self, index: int, row: Pixels) -> None:
+        row[:] = read_pixels(self.paths[index], self.resize, self.crop)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Subset:
     """Some images of a store, by their indices [N]."""
 
     images: ImageStore
     indices: Tensor
 
+    def on(self, device: torch.device) -> "Subset":
+        """All of the store's images, where that keeps them."""
+        return Subset(self.images.on(device), self.indices)
+
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """The images at those indices; see `ImageStore`."""
         return self.images.read([self.indices[positions] for positions in plan], device)
-
-
-def _unless_killed(batches: Iterable[Tensor | DataError]) -> Iterator[Tensor | DataError]:
-    """The batches; MissingDataError where a process that reads them is killed, which torch tells as a RuntimeError."""
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        remedy = "free some, or lower --batch-size, and run again to go on"
-        raise MissingDataError(
-            f"a process that reads images was killed, most likely for want of memory: {remedy}"
-        ) from error
-
-
-def _stack(images: Sequence[Tensor | DataError]) -> Tensor | DataError:
-    errors = [image for image in images if isinstance(image, DataError)]
-    return errors[0] if errors else torch.stack([image for image in images if isinstance(image, Tensor)])

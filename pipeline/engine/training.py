@@ -32,9 +32,12 @@ def train_batches(context: Context) -> "SplitBatches":
 
 
 def val_batches(context: Context) -> "Batches":
-    """The whole validation set."""
+    """This process's share of the validation set."""
+    from atopipe.pipeline.data.dataset import Share
+
     workspace = context.workspace
-    return workspace.data.val.batches(context.config.recipe.batch_size, device=workspace.device)
+    share = Share(workspace.job.rank, workspace.job.size)
+    return workspace.data.val.batches(context.config.recipe.batch_size, device=workspace.device, share=share)
 
 
 @contextmanager

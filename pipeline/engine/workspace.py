@@ -29,13 +29,13 @@ class Workspace:
     def __init__(self, config: Config, display: Display) -> None:
         import torch
 
-        from atopipe.pipeline.system.machine import available_threads
+        from atopipe.pipeline.system.machine import available_processors
 
         self.config = config
         self.display = display
         self.job = this_job()
         self.stop = StopRequest()
-        self.threads = config.threads or max(1, available_threads() // self.job.local_size)
+        self.threads = config.threads or available_processors()
         torch.set_num_threads(self.threads)
 
     @cached_property

@@ -1,6 +1,5 @@
 """Sessions: exactly the provider that was asked for, or a sentence."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from atopipe.pipeline.system.machine import available_threads, cpu_quota
 from atopipe.validate.session import CPU, Optimisation, ProviderError, SessionError, open_session, usable_providers
 
 LISTED = ", ".join(ort.get_available_providers())
@@ -122,36 +120,6 @@ def test_loading_and_running_says_nothing(models) -> None:
     command = [sys.executable, "-c", code.format(str(models[8]))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@pytest.mark.parametrize(
-    ("files", "processors"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, 1e9),
-        ({"cpu.max": "20000 100000\n"}, 1.0),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1e9),
-        ({}, 1e9),
-    ],
-    ids=["v2", "v2 unlimited", "v2 below one", "v1", "v1 unlimited", "no control group"],
-)
-def test_the_quota_of_the_control_group(files: dict[str, str], processors: float, tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    assert cpu_quota(tmp_path) == processors
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
-def test_threads_follow_the_affinity() -> None:
-    before = os.sched_getaffinity(0)
-    assert 1 <= available_threads() <= len(before)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        assert available_threads() == 1
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def test_a_bound_run_computes_what_a_plain_one_does(models, images) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atopipe.pipeline.data.augment import Augmentation, plain, usual_augmentation
+from atopipe.pipeline.data.augment import Augmentation, unchanged, usual_augmentation
 from atopipe.pipeline.data.dataset import Data, Split
 from atopipe.pipeline.data.decoding import resized
 from atopipe.pipeline.data.preprocessing import Pixels, Preprocessing, channel_statistics
@@ -38,7 +38,7 @@ def data_from_arrays(
     height, width = (input_size, input_size) if input_size else train.pixels.shape[2:]
     pixels = [resized(part.pixels, (height, width)) for part in (train, val)]
     preprocessing = Preprocessing((height, width), (height, width), *channel_statistics(pixels[0]))
-    augmentations = (augmentation or usual_augmentation((height, width)), plain)
+    augmentations = (augmentation or usual_augmentation((height, width)), unchanged)
     splits = (
         Split(
             InMemory(torch.from_numpy(np.require(images, requirements=["C", "W"]))),

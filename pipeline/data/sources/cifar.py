@@ -9,15 +9,17 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from atopipe.pipeline.data.dataset import Data, Request
-from atopipe.pipeline.data.decoding import OnProgress
-from atopipe.pipeline.data.sources.arrays import LabelledImages, data_from_arrays
+from atopipe.pipeline.data.source import DataSource, OnProgress, Request
 from atopipe.pipeline.system.errors import DataError, MissingDataError
 from atopipe.pipeline.system.machine import require_memory
+
+if TYPE_CHECKING:
+    from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.data.sources.arrays import LabelledImages
 
 HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 SIDE = 32
@@ -80,8 +82,10 @@ CIFAR100 = Edition(
 )
 
 
-def load(edition: Edition, argument: str, request: Request, on_progress: OnProgress | None = None) -> Data:
+def load(edition: Edition, argument: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
     """The photographs, split as published; `argument` is a folder, or the archive itself. Raises DataError."""
+    from atopipe.pipeline.data.sources.arrays import data_from_arrays
+
     root = Path(argument).expanduser()
     count = sum(edition.files.values())
     require_memory(f"the images of {edition.title}", 2 * count * edition.record, "free some")  # as read, and as used
@@ -96,7 +100,11 @@ def load(edition: Edition, argument: str, request: Request, on_progress: OnProgr
     return data_from_arrays(edition.name, title, names, train, val, input_size=request.input_size)
 
 
-def _images(edition: Edition, contents: Mapping[str, bytes], files: Iterable[str]) -> LabelledImages:
+def _images(edition: Edition, contents: Mapping[str, bytes], files: Iterable[str]) -> "LabelledImages":
+    import numpy as np
+
+    from atopipe.pipeline.data.sources.arrays import LabelledImages
+
     records = [np.frombuffer(contents[name], np.uint8).reshape(-1, edition.record) for name in files]
     labels = np.concatenate([part[:, edition.label_bytes - 1] for part in records]).astype(np.int64)
     if labels.max() >= edition.classes:
@@ -171,7 +179,22 @@ def _missing(edition: Edition, root: Path) -> DataError:
         return DataError(
             f"'{root}' holds folders, not the archive of {edition.title}: did you mean imagefolder:{root}?"
         )
-    other = next((e for e in (CIFAR10, CIFAR100) if (root / e.archive).exists()), None)
+    other = next((e for e in EDITIONS if (root / e.archive).exists()), None)
     if other is not None:
         return DataError(f"'{root}' holds {other.title}, not {edition.title}: did you mean {other.name}:{root}?")
     return MissingDataError(f"'{root}' has neither {edition.archive} nor what it contains: {edition.remedy}")
+
+
+def files(argument: str) -> Mapping[str, Path]:
+    """The archive, or what can be of it in the folder or in the one that it unpacks to."""
+    root = Path(argument).expanduser()
+    if root.is_file():
+        return {root.name: root}
+    names = {name for edition in EDITIONS for name in (edition.archive, edition.names, *edition.files)}
+    folders = ("", *(edition.folder for edition in EDITIONS))
+    found = (root / folder / name for folder in folders for name in names)
+    return {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
+
+
+EDITIONS = (CIFAR10, CIFAR100)
+SOURCES = tuple(DataSource(edition.name, partial(load, edition), "DIR", files=files) for edition in EDITIONS)

@@ -1,24 +1,27 @@
 """`digits`: the 1,797 scans of handwritten digits that scikit-learn carries, 8x8 pixels of 17 greys."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from atopipe.pipeline.data.augment import Augmentation, shift_rotate
-from atopipe.pipeline.data.dataset import Data, Request
-from atopipe.pipeline.data.decoding import OnProgress
-from atopipe.pipeline.data.sources.arrays import LabelledImages, data_from_arrays
+from atopipe.pipeline.data.source import DataSource, OnProgress, Request
 from atopipe.pipeline.system.errors import DataError
+
+if TYPE_CHECKING:
+    from atopipe.pipeline.data.dataset import Data
 
 SIDE = 32  # four times the scans' own
 WHITE = 16
-AUGMENTATION: Augmentation = partial(shift_rotate, shift=2 / 32, degrees=10.0)
+SHIFT, DEGREES = 2 / 32, 10.0  # by which training images are moved and turned at most
 
 
-def load(argument: str, request: Request, on_progress: OnProgress | None = None) -> Data:
+def load(argument: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
     """The digits, resized, split at random with the same shares of each class in both parts."""
+    import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
+
+    from atopipe.pipeline.data.augment import shift_rotate
+    from atopipe.pipeline.data.sources.arrays import LabelledImages, data_from_arrays
 
     scans, digits = load_digits(return_X_y=True)
     pixels = np.round(scans.reshape(-1, 1, 8, 8) * 255 / WHITE).astype(np.uint8)
@@ -38,5 +41,8 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
         LabelledImages(train_pixels, train_labels),
         LabelledImages(val_pixels, val_labels),
         input_size=request.input_size or SIDE,
-        augmentation=AUGMENTATION,
+        augmentation=partial(shift_rotate, shift=SHIFT, degrees=DEGREES),
     )
+
+
+SOURCE = DataSource("digits", load, libraries=("scikit-learn",))

@@ -9,20 +9,24 @@ in memory comes as an `atopipe.pipeline.data.dataset.Data` with an ImageStore of
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from atopipe.pipeline.data.dataset import Data, Request
-from atopipe.pipeline.data.sources.arrays import LabelledImages, data_from_arrays
+from atopipe.pipeline.data.source import DataSource, OnProgress, Request
 from atopipe.pipeline.system.errors import AtopipeError, DataError
 from atopipe.pipeline.system.text import reason, written
-from atopipe.pipeline.system.user_code import accepted, find_factory
+from atopipe.pipeline.system.user_code import accepted, code_files, find_factory
+
+if TYPE_CHECKING:
+    from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.data.sources.arrays import LabelledImages
 
 RETURNS = "(train_images, train_labels, val_images, val_labels, class_names)"
 
 
-def load(source: str, request: Request) -> Data:
+def load(source: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
     """What the function `source` returns; raises DataError."""
+    from atopipe.pipeline.data.dataset import Data
+
     who = f"data factory '{source}'"
     factory = find_factory(who, source, RETURNS, DataError)
     offers = {"seed": request.seed, "input_size": request.input_size, "val_fraction": request.val_fraction}
@@ -36,7 +40,9 @@ def load(source: str, request: Request) -> Data:
     return result if isinstance(result, Data) else _from_arrays(who, source, result, request.input_size)
 
 
-def _from_arrays(who: str, source: str, result: object, input_size: int | None) -> Data:
+def _from_arrays(who: str, source: str, result: object, input_size: int | None) -> "Data":
+    from atopipe.pipeline.data.sources.arrays import data_from_arrays
+
     if not isinstance(result, Sequence) or len(result) != 5:
         raise DataError(f"{who} returned {_kind(result)}: return {RETURNS}")
     classes = tuple(map(str, result[4])) if isinstance(result[4], Iterable) else (str(result[4]),)
@@ -56,7 +62,11 @@ def _from_arrays(who: str, source: str, result: object, input_size: int | None) 
     return data_from_arrays(source, f"{source}: {count:,} images", classes, train, val, input_size=input_size)
 
 
-def _part(who: str, images: object, numbers: object, classes: int) -> LabelledImages:
+def _part(who: str, images: object, numbers: object, classes: int) -> "LabelledImages":
+    import numpy as np
+
+    from atopipe.pipeline.data.sources.arrays import LabelledImages
+
     try:
         pixels, labels = np.asarray(images), np.asarray(numbers)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
@@ -71,6 +81,11 @@ def _part(who: str, images: object, numbers: object, classes: int) -> LabelledIm
 
 
 def _kind(value: object) -> str:
+    import numpy as np
+
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, Sequence) else type(value).__name__
+
+
+SOURCE = DataSource("your_pkg.mod", load, "factory", files=code_files, reads="data code")

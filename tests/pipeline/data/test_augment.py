@@ -11,13 +11,13 @@ from atopipe.pipeline.data.augment import (
     Augmentation,
     center_crop,
     pad_crop_flip,
-    plain,
     resized_crop_flip,
     shift_rotate,
+    unchanged,
 )
 
 AUGMENTATIONS = {
-    "plain": plain,
+    "unchanged": unchanged,
     "pad_crop_flip": partial(pad_crop_flip, padding=4),
     "shift_rotate": partial(shift_rotate, shift=2 / 32, degrees=10.0),
     "resized_crop_flip": partial(resized_crop_flip, size=(16, 16)),
@@ -45,7 +45,7 @@ def test_same_generator_state_gives_same_images_and_leaves_the_input_alone(augme
     assert augment(images, seeded()).shape == images.shape
 
 
-@pytest.mark.parametrize("name", sorted(AUGMENTATIONS.keys() - {"plain"}))
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS.keys() - {"unchanged"}))
 def test_every_image_of_a_batch_is_changed_in_its_own_way(name: str) -> None:
     changed = AUGMENTATIONS[name](noise(1).expand(16, -1, -1, -1), seeded())
     assert len({image.numpy().tobytes() for image in changed}) == 16

@@ -1,6 +1,7 @@
 """Data sets: the pixels that arrive, their order, and the exact words where there are none."""
 
 import json
+import weakref
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from atopipe.pipeline.data.augment import Augmentation, pad_crop_flip, plain
+from atopipe.pipeline.data.augment import Augmentation, pad_crop_flip, unchanged
 from atopipe.pipeline.data.dataset import Batches, Data, Share, Split, stratified
 from atopipe.pipeline.data.load import load_data, source_names
 from atopipe.pipeline.data.preprocessing import Preprocessing, preprocess, to_pixels
@@ -45,10 +46,6 @@ TWO_CLASSES = {"train/cat": 5, "train/dog": 6, "val/cat": 2, "val/dog": 3}
 @pytest.fixture(scope="module")
 def digits() -> Data:
     return load_data("digits", seed=0)
-
-
-# From Python 3.12 on, forking a process that has threads warns; the workers decode images and touch no lock of ours.
-forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @pytest.fixture
@@ -97,7 +94,7 @@ def test_digits_split_follows_the_seed(digits: Data) -> None:
 
 
 def test_training_images_are_normalised_to_mean_0_and_deviation_1(digits: Data) -> None:
-    images, _ = everything(digits.train.batches(64, device="cpu", generator=seeded(), augment=plain))
+    images, _ = everything(digits.train.batches(64, device="cpu", generator=seeded(), augment=unchanged))
     assert images.dtype == torch.float32
     assert images.double().mean((0, 2, 3)).abs().max() < 1e-4
     assert (images.double().std((0, 2, 3)) - 1).abs().max() < 1e-4
@@ -132,7 +129,7 @@ def test_batches_shuffle_anew_in_each_epoch_and_cover_every_image(small: Split) 
 
 def test_every_image_keeps_its_label(small: Split) -> None:
     plainly, _ = everything(small.batches(101, device="cpu"))
-    images, labels = everything(small.batches(10, device="cpu", generator=seeded(), augment=plain))
+    images, labels = everything(small.batches(10, device="cpu", generator=seeded(), augment=unchanged))
     assert torch.equal(images, plainly[labels])
 
 
@@ -187,8 +184,35 @@ def test_two_processes_share_every_batch_in_the_same_order(small: Split, size: i
         assert len(first) == len(second) == count
         assert torch.equal(torch.cat([first, second]), batch[: 2 * count])
     plainly, _ = everything(small.batches(101, device="cpu"))
-    images, labels = everything(small.batches(24, device="cpu", generator=seeded(), augment=plain, share=Share(1, 2)))
+    images, labels = everything(
+        small.batches(24, device="cpu", generator=seeded(), augment=unchanged, share=Share(1, 2))
+    )
     assert torch.equal(images, plainly[labels])
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 24), (3, 16), (8, 4), (128, 64)])
+def test_processes_validate_every_image_once_with_their_part_of_the_batch_size(
+    small: Split, count: int, size: int
+) -> None:
+    """Even if there are fewer images than processes, or a batch has less than one image for each."""
+    shares = [list(small.batches(size, device="cpu", share=Share(index, count))) for index in range(count)]
+    assert torch.equal(torch.cat([labels for share in shares for _, labels in share]), small.labels)
+    assert max(len(labels) for share in shares for _, labels in share) <= max(1, size // count)
+    lengths = [len(small.batches(size, device="cpu", share=Share(index, count))) for index in range(count)]
+    assert lengths == [len(share) for share in shares]
+
+
+def test_a_copy_on_the_device_lives_no_longer_than_the_batches(small: Split) -> None:
+    """Shown on torch's meta device, which is one that is not the CPU everywhere."""
+    batches = small.batches(20, device="meta")
+    store = batches.split.images
+    assert isinstance(store, InMemory)
+    copied = weakref.ref(store.pixels)
+    assert store.pixels.is_meta
+    assert isinstance(small.images, InMemory)
+    assert not small.images.pixels.is_meta
+    del batches, store
+    assert copied() is None
 
 
 def test_processes_augment_their_shares_differently(small: Split) -> None:
@@ -214,7 +238,7 @@ def test_the_splits_own_augmentation_is_used_unless_another_is_given(small: Spli
         return next(iter(small.batches(8, device="cpu", generator=seeded(), augment=augment)))[0]
 
     assert torch.equal(first(None), first(small.augmentation))
-    assert not torch.equal(first(None), first(plain))
+    assert not torch.equal(first(None), first(unchanged))
 
 
 def test_batch_larger_than_the_training_set(small: Split) -> None:
@@ -313,7 +337,6 @@ def test_input_size_is_obeyed(tmp_path: Path) -> None:
     check_pixels(data, tmp_path, ("train", "val"))
 
 
-@forks
 def test_images_read_from_disk_are_the_same_as_from_memory(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = write_folder(tmp_path, TWO_CLASSES, 80, 70)
     memory = load_data(source, seed=0, input_size=72)
@@ -325,7 +348,6 @@ def test_images_read_from_disk_are_the_same_as_from_memory(tmp_path: Path, reque
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@forks
 @pytest.mark.usefixtures("from_disk")
 def test_reading_from_disk_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     data = load_data(write_folder(tmp_path, TWO_CLASSES), seed=0)
@@ -475,7 +497,6 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | str) -> None
     assert refused(source, DataError, 2) == f"image '{bad}' cannot be read: repair it or take it out of the folder"
 
 
-@forks
 @pytest.mark.usefixtures("from_disk")
 def test_unreadable_image_read_by_a_worker_is_named_in_one_sentence(tmp_path: Path) -> None:
     data = load_data(write_folder(tmp_path, TWO_CLASSES, 40, 40), seed=0)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from atopipe.pipeline.data.dataset import Data, Request
+from atopipe.pipeline.data.dataset import Data
 from atopipe.pipeline.data.load import load_data
 from atopipe.pipeline.data.preprocessing import preprocess
+from atopipe.pipeline.data.source import Request
 from atopipe.pipeline.data.sources import cifar
 from atopipe.pipeline.data.sources.cifar import CIFAR10, CIFAR100, Edition
 from atopipe.pipeline.system import machine
 from atopipe.pipeline.system.errors import AtopipeError, DataError, MissingDataError, MissingError
-from atopipe.pipeline.system.job import Job
 
 TINY10 = replace(CIFAR10, train={"data_batch_1.bin": 20, "data_batch_2.bin": 20}, val={"test_batch.bin": 10})
 TINY100 = replace(CIFAR100, train={"train.bin": 200}, val={"test.bin": 100})
@@ -391,18 +391,3 @@ def test_archive_that_does_not_fit_is_not_opened(tmp_path: Path, monkeypatch: py
     with pytest.raises(MissingError) as caught:
         load_data(f"cifar10:{tmp_path}", seed=0)
     assert str(caught.value) == "the images of CIFAR-10 need 0.4 GB of memory and 0.1 GB are free: free some"
-
-
-def test_a_containers_limit_counts_less_what_it_uses_and_cannot_drop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    whole = machine.available_memory()
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.available_memory() == pytest.approx(whole, rel=0.2)
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
-    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 400\n")
-    assert machine.available_memory() == 2400
-    monkeypatch.setattr(machine, "this_job", lambda: Job(0, 4, 0, 4))
-    assert machine.available_memory() == 600

@@ -24,7 +24,7 @@ import numpy as np
 from torch import nn
 
 from atopipe.pipeline.data.sources.arrays import LabelledImages, data_from_arrays
-from atopipe.pipeline.data.augment import plain
+from atopipe.pipeline.data.augment import unchanged
 
 def net(num_classes):
     layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU()]
@@ -36,7 +36,7 @@ def spots(seed):
     images = numbers.integers(0, 100, (330, 3, 16, 16)).astype(np.uint8)
     images[np.arange(330), :, 4 * labels, 4 * labels] = 255
     train, val = LabelledImages(images[:266], labels[:266]), LabelledImages(images[266:], labels[266:])
-    return data_from_arrays("spots", "spots", tuple("abcd"), train, val, input_size=None, augmentation=plain)
+    return data_from_arrays("spots", "spots", tuple("abcd"), train, val, input_size=None, augmentation=unchanged)
 """
 # Every process writes down the mask it ended with, which only rank 0 delivers.
 NOTING = """

@@ -1,0 +1,50 @@
+"""What a data source says of itself; each stands in a file of `sources/` and in the table of `load.py`.
+
+Nothing heavy is imported here or on top of those files: the help of the command line reads the table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atopipe.pipeline.data.dataset import Data
+
+OnProgress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a source is asked for: None as `input_size` leaves the choice to it."""
+
+    seed: int
+    input_size: int | None
+    val_fraction: float
+
+
+def no_files(argument: str) -> Mapping[str, Path]:
+    """Of a source that reads none of the user's files."""
+    return {}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A kind of data set, named as `scheme:argument`; `argument` is what the help shows after the colon, if anything.
+
+    load: the data set; raises DataError, which names the source and the remedy.
+    files: name -> file of everything that `load` reads of the user's, for its digest; empty where it is not there.
+    libraries: the packages that make the images; another version makes a stage out of date.
+    reads: what those files are, in the answer to what has changed.
+    """
+
+    scheme: str
+    load: "Callable[[str, Request, OnProgress | None], Data]"
+    argument: str = ""
+    libraries: tuple[str, ...] = ()
+    files: Callable[[str], Mapping[str, Path]] = no_files
+    reads: str = "data"
+
+    def __str__(self) -> str:
+        """As it is written on the command line."""
+        return f"{self.scheme}:{self.argument}" if self.argument else self.scheme
