@@ -1,20 +1,17 @@
-"""What part of a training step goes into its images: from memory, and from disk by worker processes.
+"""What part of a training step waits for its images: from memory, and from disk decoded by threads.
 
     python benchmarks/loader.py [--batch-size 32] [--threads 2]
 
 resnet18 trains for an epoch each on images that the script makes: 2,000 of 32x32 pixels held in memory, and 500 JPEG
 files of a photograph's size that are decoded to 224x224. `waiting_share` is the part of the step's time in which the
-training waits for its images; `cpu_share` is the part of all CPU seconds, those of the worker processes included, that
-go into images. The seconds until the first batch, in which worker processes start, come once per epoch and are stated
-apart. The last line is both shares.
+training waits for its images. The seconds until the first batch come once per epoch and are stated apart.
 
 From memory, a step waits for less than 3 % of its time. From disk it does not do so well where the training runs on
-the same cores as the workers: decoding and scaling a photograph takes some 5 ms of a core, which the training lacks,
-and the random crops of a batch, which are resampled where the training runs, are what it waits for. Beside a GPU the
-cores have nothing else to do, and training waits only where they decode fewer images per second than it takes.
+the same processors as the decoding: a photograph takes some 5 ms of one, which the training lacks, and the random crops
+of a batch, which are resampled where the training runs, are what it waits for. Beside a GPU the processors have nothing
+else to do, and training waits only where they decode fewer images per second than it takes.
 """
 
-import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -43,18 +40,15 @@ PHOTOGRAPH = (500, 375)
 
 @dataclass
 class Clock:
-    """Wall seconds and CPU seconds of this process, added up over the times that it ran."""
+    """Wall seconds, added up over the times that it ran."""
 
     wall: float = 0.0
-    cpu: float = 0.0
 
     def __enter__(self) -> None:
         self.wall -= time.perf_counter()
-        self.cpu -= time.process_time()
 
     def __exit__(self, *error: object) -> None:
         self.wall += time.perf_counter()
-        self.cpu += time.process_time()
 
 
 def split_of(store: ImageStore, count: int, size: Size) -> Split:
@@ -83,7 +77,6 @@ def on_disk(folder: Path, count: int, side: int) -> Split:
 def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> dict[str, float]:
     """One epoch."""
     first, loading, training = Clock(), Clock(), Clock()
-    before = workers_cpu()
     with first:
         rest = iter(batches)
         batch: tuple[Tensor, Tensor] | None = next(rest)
@@ -94,20 +87,11 @@ def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> di
         with loading:
             batch = next(rest, None)
             finish(device)
-    images_cpu = first.cpu + loading.cpu + workers_cpu() - before
     return {
         "waiting_share": loading.wall / (loading.wall + training.wall),
-        "cpu_share": images_cpu / (images_cpu + training.cpu),
         "step_s": (loading.wall + training.wall) / len(batches),
-        "images_cpu_s": images_cpu,
         "first_batch_s": first.wall,
     }
-
-
-def workers_cpu() -> float:
-    """CPU seconds of the worker processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def finish(device: torch.device) -> None:
@@ -141,8 +125,8 @@ def main(batch_size: int, threads: int) -> None:
             row = measure(new_trainer(split.preprocessing.size[0], device), batches, device)
             append("loader", {"images": name, "batch_size": batch_size, "threads": threads, **row, **environment()})
             print(f"{name:<6}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
-            shares[name] = f"waiting {row['waiting_share']:.1%}, CPU {row['cpu_share']:.1%}"
-    print(f"loader share from memory: {shares['memory']}; from disk: {shares['disk']}")
+            shares[name] = f"{row['waiting_share']:.1%}"
+    print(f"waiting share from memory: {shares['memory']}; from disk: {shares['disk']}")
 
 
 if __name__ == "__main__":
