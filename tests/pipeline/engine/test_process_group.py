@@ -110,6 +110,7 @@ def test_two_processes_follow_one_with_the_same_batches(work: Path) -> None:
             assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
             assert second["train_accuracy"] == pytest.approx(first["train_accuracy"], abs=1.5 / 266)
             assert second["kept"] == first["kept"]
+            assert second["val_accuracy"] == pytest.approx(first["val_accuracy"], abs=1.5 / 64)  # each counts its half
     for name, mask in load_file(work / "one/stages/train/masks.safetensors").items():
         np.testing.assert_array_equal(load_file(work / "two/stages/train/masks.safetensors")[name], mask)
     again = subprocess.run(
