@@ -1,6 +1,6 @@
 """From image files to pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from atopipe.pipeline.data.preprocessing import CHUNK, Pixels, Size, to_pixels
-from atopipe.pipeline.data.source import OnProgress
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.machine import available_processors, require_memory
 
@@ -37,7 +36,9 @@ def _reading(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"image '{path}' cannot be read: repair it or take it out of the folder") from error
 
 
-def read_all(paths: Sequence[Path], resize: Size, crop: Size, on_progress: OnProgress | None = None) -> Pixels:
+def read_all(
+    paths: Sequence[Path], resize: Size, crop: Size, on_progress: Callable[[int, int], None] | None = None
+) -> Pixels:
     """Every file decoded, in order, by several threads: uint8 [N, 3, H, W]; DataError for the first broken one."""
     pixels = allocate_pixels(len(paths), crop)
 
