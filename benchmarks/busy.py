@@ -64,7 +64,7 @@ def main(run: Path, times: int, loops: int, seconds: float) -> None:
     row = {"run": run.name, "loops": loops, "seconds": seconds, "pair": pair, "same": same, "spread": spread(pair)}
     append("busy", {**row, "environment": environment()})
     click.echo(f"pair: {Counter(each['verdict'] for each in pair)}, ratios {[each['ratio'] for each in pair]}")
-    click.echo(f"spread {spread(pair)}; against itself at 1.05: {Counter(each['verdict'] for each in same)}")
+    click.echo(f"spread {spread(pair)}; A/A at 1.05: {Counter(each['verdict'] for each in same)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much faster is the small network? Dense and shrunk in turns in ONNX Runtime, with an interval of the ratio.
+"""How much faster is the small network? Dense and shrunk interleaved in ONNX Runtime, with an interval of the ratio.
 
     python benchmarks/latency.py                                       # the two cases of benchmarks/README.md
     python benchmarks/latency.py --case resnet50:0.5 --align 1         # another one, widths not aligned
@@ -24,7 +24,7 @@ from atopipe.ato.search.cost import flops, kept_fraction
 from atopipe.ato.search.selection import best_groups, select_widths
 from atopipe.export.onnx import export_onnx
 from atopipe.pipeline.models.build import build_model
-from atopipe.validate.latency import compare_latency
+from atopipe.validate.latency import time_interleaved
 
 CASES = ("resnet50:0.3", "mobilenet_v2:0.5")
 CLASSES = 1000
@@ -44,7 +44,7 @@ def measure(model: str, target: float, align: Align, size: int, threads: int, se
         for network, file in zip((dense, small), files, strict=True):
             export_onnx(network, example, file, metadata={})
         images = np.random.default_rng(0).normal(size=(8, 3, size, size)).astype(np.float32)
-        found = compare_latency(*files, images, threads=threads, budget_s=seconds)
+        found = time_interleaved(files, images, threads=threads, budget_s=seconds).compare(0, 1)
     case = {"model": model, "target": target, "align": align, "size": size, "threads": threads}
     append("latency", {**case, "flops": kept_fraction(cost, widths), **asdict(found), "environment": environment()})
     click.echo(

@@ -62,11 +62,6 @@ def largest_weight(proto: ModelProto) -> float:
     return max((float(np.abs(numpy_helper.to_array(tensor)).max(initial=0)) for tensor in weights), default=0.0)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the text which `export_onnx` stored in the file."""
-    return {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
-
-
 def layer_flops(path: Path) -> dict[str, int]:
     """Return, for every layer of a file by `export_onnx` in order, its FLOPs for one image, by the layer's name.
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy over a whole data set, and how two models' answers differ image by image."""
+"""Top-1 accuracy over a whole data set, and how two models' answers differ image by image."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv, ndtri
+from scipy.special import ndtri
+from scipy.stats import binomtest
 
 _BELOW, _ABOVE = -1 + 1e-9, 1 - 1e-9  # the range of a drop, without its ends
 
@@ -21,11 +22,10 @@ class AccuracyError(Exception):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The answers of one model on one data set. `top5` is None where there are fewer than six classes."""
+    """The answers of one model on one data set."""
 
     correct: int
     count: int
-    top5: float | None
     predictions: Classes  # [N], in the data's order
 
     @property
@@ -46,11 +46,6 @@ class Flips:
     same: int
     gained: int
     lost: int
-
-    @property
-    def agreement(self) -> float:
-        """Fraction of the images on which both give the same answer, right or wrong."""
-        return self.same / self.count
 
     @property
     def drop(self) -> float:
@@ -96,19 +91,17 @@ def measure_accuracy(
         AccuracyError: there is no image, a logit is not finite, or a label is none of the network's classes.
     """
     predictions: list[Classes] = []
-    correct, among_five, classes = 0, 0, 0
+    correct = 0
     for images, labels in batches:
         logits = network(images)
         _require_sound(logits, labels)
-        classes = logits.shape[1]
         answers = logits.argmax(1).astype(np.int64)
         predictions.append(answers)
         correct += int(np.sum(answers == labels))
-        among_five += int(np.sum(_rank(logits, labels) < 5))
     if not predictions:
         raise AccuracyError("the data set has no images to measure the accuracy on")
     answers = np.concatenate(predictions)
-    return Accuracy(correct, len(answers), among_five / len(answers) if classes > 5 else None, answers)
+    return Accuracy(correct, len(answers), answers)
 
 
 def flips(before: Classes, after: Classes, labels: Classes) -> Flips:
@@ -123,20 +116,9 @@ def flips(before: Classes, after: Classes, labels: Classes) -> Flips:
 
 
 def binomial_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the exact two-sided interval of a proportion (Clopper and Pearson, Biometrika 26, 1934).
-
-    Its ends are quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k), for k successes in n trials.
-    """
-    tail = (1 - confidence) / 2
-    low = float(betaincinv(successes, count - successes + 1, tail)) if successes > 0 else 0.0
-    high = float(betaincinv(successes + 1, count - successes, 1 - tail)) if successes < count else 1.0
-    return low, high
-
-
-def _rank(logits: NDArray[np.float32], labels: Classes) -> NDArray[np.int64]:
-    """Return how many classes have a larger logit than the right one, [B]."""
-    right = np.take_along_axis(logits, labels[:, None], axis=1)
-    return np.asarray((logits > right).sum(axis=1), dtype=np.int64)
+    """Return the exact two-sided interval of a proportion (Clopper and Pearson, Biometrika 26, 1934)."""
+    interval = binomtest(successes, count).proportion_ci(confidence)
+    return float(interval.low), float(interval.high)
 
 
 def _require_sound(logits: NDArray[np.float32], labels: Classes) -> None:

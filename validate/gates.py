@@ -1,7 +1,6 @@
 """Gates: what a delivered model must reach, as data, and the three answers a measurement can give."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,7 +30,7 @@ class Gate:
         limit: what is allowed.
         bound: the side of the limit to be on.
         interval: the ends of the value's confidence interval, where it has one; then its worse end is judged.
-        doubt: why the measurement cannot be trusted, as a clause, where it cannot; then nothing is concluded from it.
+        inconclusive_because: why nothing can be concluded from the measurement, as a clause; None where something can.
     """
 
     name: str
@@ -39,7 +38,7 @@ class Gate:
     limit: float
     bound: Bound = Bound.AT_MOST
     interval: tuple[float, float] | None = None
-    doubt: str | None = None
+    inconclusive_because: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,12 @@ def judge(gate: Gate) -> Verdict:
     low, high = gate.interval or (gate.value, gate.value)
     if math.isnan(gate.value) or math.isnan(low) or math.isnan(high):
         return Verdict(gate, Outcome.FAIL, f"{gate.name} is not a number")
-    if gate.doubt is not None:
-        return Verdict(gate, Outcome.INCONCLUSIVE, f"{gate.name} = {gate.value:.6g} proves nothing: {gate.doubt}")
+    if gate.inconclusive_because is not None:
+        reason = f"{gate.name} = {gate.value:.6g} is inconclusive: {gate.inconclusive_because}"
+        return Verdict(gate, Outcome.INCONCLUSIVE, reason)
     holds = [end <= gate.limit if gate.bound is Bound.AT_MOST else end >= gate.limit for end in (low, high)]
     outcome = Outcome.PASS if all(holds) else Outcome.INCONCLUSIVE if any(holds) else Outcome.FAIL
     return Verdict(gate, outcome, _reason(gate, outcome))
-
-
-def overall(verdicts: Iterable[Verdict]) -> Outcome:
-    """Fail if one fails; else inconclusive if one is; else pass."""
-    outcomes = {verdict.outcome for verdict in verdicts}
-    if Outcome.FAIL in outcomes:
-        return Outcome.FAIL
-    return Outcome.INCONCLUSIVE if Outcome.INCONCLUSIVE in outcomes else Outcome.PASS
 
 
 def _reason(gate: Gate, outcome: Outcome) -> str:

@@ -196,7 +196,9 @@ def _truth(kind: str, reference: Network, exact: ExactNetwork, source: Images, s
     ]
     scale = float(np.std(true))
     if scale == 0:
-        raise ParityError(f"the network gives the same logit for everything on {kind} images: agreement proves nothing")
+        raise ParityError(
+            f"the network gives the same logit for everything on {kind} images, so that agreement says nothing"
+        )
     return _Truth(kind, true, single, scale, max(*errors, _ULP * float(np.abs(true).max())))
 
 

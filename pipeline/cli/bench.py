@@ -1,10 +1,11 @@
-"""Any two ONNX models against each other on this machine: latency in turns, load time, memory, size, and a verdict."""
+"""Any two ONNX models against each other on this machine: latency, load time, memory, size, and a verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atopipe.pipeline.report.tables import aligned
 from atopipe.pipeline.system.errors import AtopipeError, GateFailed, Inconclusive, UsageError
 from atopipe.pipeline.system.text import milliseconds, scaled
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
     from atopipe.validate.footprint import Footprint
     from atopipe.validate.gates import Verdict
-    from atopipe.validate.latency import Comparison, NullTest
+    from atopipe.validate.latency import AATest, Comparison
 
 
-IMAGES = 32  # random ones that the runs go through in turn, or one batch if that is larger
-NULL_SHARE = 0.25  # of the time, for the first model against itself
+IMAGES = 32  # random ones that the runs go through, or one batch if that is larger
+AA_SHARE = 0.25  # of the time, for the A/A test of the first model
 
 
 PROVIDERS: Mapping[str, str] = {
@@ -44,7 +45,7 @@ class Bench:
     provider: str
     footprints: "tuple[Footprint, Footprint]"
     sweep: "tuple[Comparison, ...]"
-    null: "NullTest"
+    aa_test: "AATest"
     verdict: "Verdict"
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class Bench:
             "models": [{"name": n, **asdict(f)} for n, f in zip(self.names, self.footprints, strict=True)],
             "provider": self.provider,
             "latency": [asdict(comparison) for comparison in self.sweep],
-            "against_itself": asdict(self.null.comparison) | {"passed": self.null.passed},
+            "aa_test": asdict(self.aa_test.comparison) | {"passed": self.aa_test.passed},
             "verdict": self.verdict.outcome.value,
             "reason": self.verdict.reason,
         }
@@ -72,18 +73,10 @@ class Bench:
             _row("memory", first.memory_bytes, second.memory_bytes, "B"),
             *(_latency_row(comparison) for comparison in self.sweep),
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-            ).rstrip()
-            for row in rows
-        ]
         judged = self.sweep[0]
         conditions = f"{self.provider}, threads {judged.threads}, {100 * judged.kept:.0f} % of the runs undisturbed"
-        return "\n".join(
-            [*lines, "", f"{conditions}; {_itself(self.null)}", f"{self.verdict_word}: {self.verdict.reason}"]
-        )
+        verdict = f"{self.verdict_word}: {self.verdict.reason}"
+        return "\n".join([aligned(rows), "", f"{conditions}; {_same(self.aa_test)}", verdict])
 
     @property
     def verdict_word(self) -> str:
@@ -113,18 +106,22 @@ def bench(
     """
     from atopipe.validate.footprint import measure_footprint
     from atopipe.validate.gates import judge
-    from atopipe.validate.latency import compare_latency, null_test, speedup_gate
+    from atopipe.validate.latency import AATest, speedup_gate, time_interleaved
 
     where = Where(PROVIDERS[provider], threads)
     footprints = (measure_footprint(first, **asdict(where)), measure_footprint(second, **asdict(where)))
     images = _images(first, second, max(IMAGES, *batches), where, seed)
-    null = null_test(first, images, batch=batches[0], budget_s=NULL_SHARE * seconds, seed=seed, **asdict(where))
-    sweep = tuple(
-        compare_latency(first, second, images, batch=batch, budget_s=seconds, seed=seed, **asdict(where))
-        for batch in batches
-    )
-    verdict = judge(speedup_gate(sweep[0], min_speedup, sweep[0].doubt or null.doubt))
-    return Bench((first.name, second.name), provider, footprints, sweep, null, verdict)
+
+    def compared(other: Path, batch: int, budget_s: float) -> "Comparison":
+        models = (first, other)
+        timings = time_interleaved(models, images, batch=batch, budget_s=budget_s, seed=seed, **asdict(where))
+        return timings.compare(0, 1)
+
+    aa_test = AATest(compared(first, batches[0], AA_SHARE * seconds))
+    sweep = tuple(compared(second, batch, seconds) for batch in batches)
+    because = sweep[0].inconclusive_because or aa_test.inconclusive_because
+    verdict = judge(speedup_gate(sweep[0], min_speedup, because))
+    return Bench((first.name, second.name), provider, footprints, sweep, aa_test, verdict)
 
 
 def _images(first: Path, second: Path, count: int, where: Where, seed: int) -> "NDArray[np.float32]":
@@ -153,12 +150,14 @@ def _row(name: str, first: int, second: int, unit: str) -> tuple[str, str, str, 
 
 
 def _latency_row(comparison: "Comparison") -> tuple[str, str, str, str]:
-    shown = [milliseconds(arm.p50_ms) if arm.p50_ms else "" for arm in (comparison.first, comparison.second)]
+    shown = [milliseconds(each.p50_ms) if each.p50_ms else "" for each in (comparison.first, comparison.second)]
     ratio = comparison.ratio
     interval = f"{ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else ""
     return f"p50 at batch {comparison.batch}", shown[0], shown[1], interval
 
 
-def _itself(null: "NullTest") -> str:
-    ratio = null.comparison.ratio
-    return f"the first against itself: {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "no A/A"
+def _same(aa_test: "AATest") -> str:
+    ratio = aa_test.comparison.ratio
+    return (
+        f"A/A test of the first: {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "no A/A test"
+    )

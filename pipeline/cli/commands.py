@@ -180,7 +180,7 @@ def doctor(machine: bool) -> None:
 )
 @click.option("--json", "machine", is_flag=True, help="The same as JSON.")
 def bench(first: Path, second: Path, batches: str, machine: bool, **how: Any) -> None:
-    """Time two ONNX models in turns, and say whether the second is faster: pass, fail or inconclusive.
+    """Time two ONNX models, their runs interleaved, and say whether the second is faster: pass, fail or inconclusive.
 
     \b
     Example:  atopipe bench dense.onnx model.onnx --batches 1,8 --min-speedup 1.5

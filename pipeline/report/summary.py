@@ -6,6 +6,7 @@ from typing import Any
 
 from atopipe.pipeline.config.flags import COST_NAMES
 from atopipe.pipeline.config.targets import Target
+from atopipe.pipeline.report.tables import aligned
 from atopipe.pipeline.system.text import duration, milliseconds, scaled
 
 GATES: Mapping[str, str] = {
@@ -100,15 +101,10 @@ class Summary:
 
     def as_text(self) -> str:
         """Aligned columns in plain characters."""
-        table = [("", "dense", "shrunk", "shrunk / dense"), *((r.name, r.dense, r.shrunk, r.ratio) for r in self.rows)]
-        widths = [max(len(line[column]) for line in table) for column in range(4)]
-        widths[0] = max([widths[0], *(len(verdict.name) for verdict in self.verdicts)])
-        lines = [self.title]
-        for name, *cells in table:
-            columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join([name.ljust(widths[0]), *columns]).rstrip())
-        lines += [f"{v.name.ljust(widths[0])}  {v.outcome}: {v.detail}" for v in self.verdicts]
-        return "\n".join([*lines, "", *self.notes()])
+        rows = [("", "dense", "shrunk", "shrunk / dense"), *((r.name, r.dense, r.shrunk, r.ratio) for r in self.rows)]
+        gates = [("gate", "verdict", ""), *((v.name, v.outcome, v.detail) for v in self.verdicts)]
+        tables = aligned(rows), "", aligned(gates, ("left", "left", "left"))
+        return "\n".join([self.title, *tables, "", *self.notes()])
 
     def as_markdown(self) -> str:
         lines = [f"# {self.title}", "", "| | dense | shrunk | shrunk / dense |", "|-|-:|-:|-:|"]
@@ -150,8 +146,8 @@ def summarise(
 def _verdict(gate: Mapping[str, Any]) -> Verdict:
     measured = "not measured" if gate["value"] is None else f"{gate['value']:.3g}"
     interval = f" [{gate['low']:.3g}, {gate['high']:.3g}]" if "low" in gate else ""
-    doubt = f"; {gate['doubt']}" if "doubt" in gate else ""
-    return Verdict(gate_title(gate["name"]), gate["outcome"], f"{measured}{interval}, {gate['limit']}{doubt}")
+    because = f"; {gate['inconclusive_because']}" if "inconclusive_because" in gate else ""
+    return Verdict(gate_title(gate["name"]), gate["outcome"], f"{measured}{interval}, {gate['limit']}{because}")
 
 
 def gate_title(name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.export.graph import read_metadata
+from atopipe.export.graph import load_onnx
 from atopipe.export.local_paths import local_folders
 from atopipe.export.onnx import OPSET, ExportError, ExportReport, export_onnx
 
@@ -111,7 +111,7 @@ def test_nothing_in_the_file_tells_of_this_machine(exported) -> None:
 
 def test_metadata_comes_back_as_it_was(exported) -> None:
     _, path, _ = exported
-    assert read_metadata(path) == METADATA
+    assert {e.key: e.value for e in load_onnx(path).metadata_props} == METADATA
 
 
 def test_another_process_in_another_folder_writes_the_same_bytes(exported, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import nn
 
-from atopipe.export.graph import read_metadata
+from atopipe.export.graph import load_onnx
 from atopipe.export.local_paths import find_local_path
 from atopipe.export.onnx import export_onnx
 from atopipe.export.variants import KINDS, QuantizeError, write_variant
@@ -99,7 +99,7 @@ def test_a_variant_is_as_clean_as_the_file_it_is_made_from(variants: dict[str, P
         tensor = value.type.tensor_type
         assert tensor.elem_type == TensorProto.FLOAT
         assert [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] == shape
-    assert read_metadata(variants[kind]) == METADATA
+    assert {e.key: e.value for e in load_onnx(variants[kind]).metadata_props} == METADATA
     assert find_local_path(model) is None
     assert (model.producer_name, model.producer_version) == ("atopipe", "")
     assert [entry.domain for entry in model.opset_import] == [""]

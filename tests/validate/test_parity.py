@@ -99,7 +99,7 @@ def test_constant_logits_prove_nothing(models, net, images, as_function, as_exac
         net[7].weight.zero_()
         net[7].bias.zero_()
     with pytest.raises(
-        ParityError, match=r"^the network gives the same logit for everything on real images: agreement"
+        ParityError, match=r"^the network gives the same logit for everything on real images, so that agreement"
     ):
         measure_parity(as_function(net), models[8], images, exact=as_exact(net))
 

@@ -24,8 +24,8 @@ ONE_IMAGE = 1
 class Findings:
     """What was measured.
 
-    `parting`: where the delivered file differs first, if it does; `doubt`: why nothing can be decided by the latency,
-    None where it can.
+    `parting`: where the delivered file differs first, if it does; `inconclusive_because`: why nothing can be decided
+    by the latency, None where something can.
     """
 
     parity: "Parity"
@@ -34,7 +34,7 @@ class Findings:
     flips: "Mapping[str, Flips]"
     variants: list[Variant]
     latency: "Comparison"
-    doubt: str | None
+    inconclusive_because: str | None
 
 
 def _located(verdicts: "list[Verdict]", parting: str) -> "list[Verdict]":
@@ -81,11 +81,12 @@ def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
         onnx = found.accuracies["onnx"]
         gates.append(Gate("accuracy.onnx", onnx.top1, limits.min_accuracy, Bound.AT_LEAST, onnx.interval()))
     if limits.min_speedup is not None:
-        gates.append(speedup_gate(found.latency, limits.min_speedup, found.doubt))
+        gates.append(speedup_gate(found.latency, limits.min_speedup, found.inconclusive_because))
     if limits.max_latency_ms is not None:
-        arm = found.latency.second
-        limit, interval = limits.max_latency_ms, arm.interval_ms
-        gates.append(Gate("latency.shrunk_p50_ms", arm.p50_ms, limit, interval=interval, doubt=found.doubt))
+        shrunk, because = found.latency.second, found.inconclusive_because
+        interval = shrunk.interval_ms
+        name, limit = "latency.shrunk_p50_ms", limits.max_latency_ms
+        gates.append(Gate(name, shrunk.p50_ms, limit, interval=interval, inconclusive_because=because))
     if limits.max_size_mb is not None:
         size = _metrics_of(context, "export").get("size.shrunk_bytes")
         gates.append(Gate("size.shrunk_mb", None if size is None else size / 1e6, limits.max_size_mb))
@@ -107,5 +108,5 @@ def _as_dict(verdict: "Verdict") -> dict[str, object]:
         "outcome": verdict.outcome.value,
         "reason": verdict.reason,
         **({"low": gate.interval[0], "high": gate.interval[1]} if gate.interval else {}),
-        **({"doubt": gate.doubt} if gate.doubt else {}),
+        **({"inconclusive_because": gate.inconclusive_because} if gate.inconclusive_because else {}),
     }

@@ -83,21 +83,24 @@ def _measure(context: Context) -> Findings:
     }
     variants = examine(context, accuracies["onnx"], images) if config.has_variants else []
     latency, variants = timed(context, variants, images)
-    doubt = _doubt(context, latency, delivered, images)
-    variants = [judged(variant, config.gates.max_variant_drop, doubt) for variant in variants]
-    return Findings(parity, parting, accuracies, changed, variants, latency, doubt)
+    because = _inconclusive_because(context, latency, delivered, images)
+    variants = [judged(variant, config.gates.max_variant_drop, because) for variant in variants]
+    return Findings(parity, parting, accuracies, changed, variants, latency, because)
 
 
-def _doubt(context: Context, latency: "Comparison", model: Path, images: "NDArray[np.float32]") -> str | None:
-    """Why nothing can be decided by the latency: too busy a machine, or one that finds a model unlike itself."""
-    from atopipe.validate.latency import null_test
+def _inconclusive_because(
+    context: Context, latency: "Comparison", model: Path, images: "NDArray[np.float32]"
+) -> str | None:
+    """Why nothing can be decided by the latency: too busy a machine, or one that fails an A/A test."""
+    from atopipe.validate.latency import AATest, time_interleaved
 
     limits = (context.config.gates.min_speedup, context.config.gates.max_latency_ms)
     decides = context.config.has_variants or any(limit is not None for limit in limits)
-    if latency.doubt is not None or not decides:
-        return latency.doubt
+    if latency.inconclusive_because is not None or not decides:
+        return latency.inconclusive_because
     share = context.config.validation.latency_s / 2
-    return null_test(model, images, seed=context.config.seed, budget_s=share).doubt
+    timings = time_interleaved([model, model], images, seed=context.config.seed, budget_s=share)
+    return AATest(timings.compare(0, 1)).inconclusive_because
 
 
 def _drop_metrics(flips: "Mapping[str, Flips]") -> dict[str, float]:

@@ -102,21 +102,22 @@ def timed(
     context: Context, variants: Sequence[Variant], images: "NDArray[np.float32]"
 ) -> tuple["Comparison", list[Variant]]:
     """In one session: the latency of dense against shrunk, and of every variant that has answers against fp32."""
-    from atopipe.validate.latency import time_in_turns
+    from atopipe.validate.latency import time_interleaved
 
     files = {variant.name: variant.file for variant in variants if variant.file is not None}
     models = [context.input("export", "dense.onnx"), context.input("export", file_of(FULL)), *files.values()]
     budget = context.config.validation.latency_s * len(models) / 2
-    turns = time_in_turns(models, images, seed=context.config.seed, budget_s=budget)
-    latencies = {name: turns.compare(1, position) for position, name in enumerate(files, start=2)}
-    return turns.compare(0, 1), [replace(variant, latency=latencies.get(variant.name)) for variant in variants]
+    timings = time_interleaved(models, images, seed=context.config.seed, budget_s=budget)
+    latencies = {name: timings.compare(1, position) for position, name in enumerate(files, start=2)}
+    return timings.compare(0, 1), [replace(variant, latency=latencies.get(variant.name)) for variant in variants]
 
 
-def judged(variant: Variant, max_drop: float, doubt: str | None) -> Variant:
+def judged(variant: Variant, max_drop: float, inconclusive_because: str | None) -> Variant:
     """The variant with a reason not to deliver it, unless it is known to be as accurate as asked for, and faster."""
     if variant.reason is not None or variant.flips is None or variant.latency is None:
         return variant
-    gates = _accuracy_gate(variant.name, variant.flips, max_drop), _latency_gate(variant.name, variant.latency, doubt)
+    accuracy = _accuracy_gate(variant.name, variant.flips, max_drop)
+    gates = accuracy, _latency_gate(variant.name, variant.latency, inconclusive_because)
     return replace(variant, reason=next(filter(None, map(_failure, gates)), None))
 
 
@@ -126,12 +127,13 @@ def _accuracy_gate(name: str, flips: "Flips", limit: float) -> "Gate":
     return Gate(f"accuracy.{name}_drop", flips.drop, limit, interval=flips.drop_interval())
 
 
-def _latency_gate(name: str, latency: "Comparison", doubt: str | None) -> "Gate":
+def _latency_gate(name: str, latency: "Comparison", because: str | None) -> "Gate":
     from atopipe.validate.gates import Gate
 
     ratio = latency.ratio
     value, interval = (ratio.estimate, (ratio.low, ratio.high)) if ratio else (None, None)
-    return Gate(f"latency.{name}_ratio", value, 1.0, interval=interval, doubt=latency.doubt or doubt)
+    because = latency.inconclusive_because or because
+    return Gate(f"latency.{name}_ratio", value, 1.0, interval=interval, inconclusive_because=because)
 
 
 def _failure(gate: "Gate") -> str | None:

@@ -17,7 +17,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
 from torchvision.models import VisionTransformer
 
-from atopipe.export.graph import read_metadata
 from atopipe.export.onnx import export_onnx
 from atopipe.export.variants import write_variant
 from atopipe.pipeline.cli.main import main
@@ -28,7 +27,8 @@ from atopipe.pipeline.stages.bundle.archive import write_sums
 from atopipe.pipeline.stages.validate.variants import Variant, as_json, judged
 from atopipe.pipeline.system.files import sha256_file, write_json
 from atopipe.validate.accuracy import Flips
-from atopipe.validate.latency import Arm, Comparison
+from atopipe.validate.latency import Comparison, LatencySummary
+from atopipe.validate.session import open_session
 from atopipe.validate.timing_statistics import Interval
 
 Fault = Callable[[ModelProto], None]
@@ -60,7 +60,7 @@ def test_a_run_says_what_becomes_of_every_variant(work: Path) -> None:
     for name in ("fp16", "int8"):
         file = work / "out/stages/quantize" / file_of(name)
         assert metrics[f"size.{name}_bytes"] == file.stat().st_size < metrics["size.shrunk_bytes"]
-        assert read_metadata(file) == read_metadata(work / "out/stages/export/model.onnx")
+        assert open_session(file).metadata == open_session(work / "out/stages/export/model.onnx").metadata
         drop = metrics[f"accuracy.{name}_drop"]
         assert drop == pytest.approx(metrics["accuracy.onnx"] - metrics[f"accuracy.{name}"])
         assert metrics[f"accuracy.{name}_drop_low"] <= drop <= metrics[f"accuracy.{name}_drop_high"]
@@ -192,7 +192,7 @@ def test_a_variant_that_does_not_pay_is_dropped_with_the_reason(
     found = verdict(run)
     assert variant not in found["kept"]
     assert words in found["dropped"][variant]
-    if fault is much_work and "proves nothing" not in found["dropped"][variant]:
+    if fault is much_work and "is inconclusive" not in found["dropped"][variant]:
         assert found["dropped"][variant].endswith(" is not at most 1")
     assert main(["bundle", str(run), "--quiet"]) == 0
     assert not (run / "bundle" / file_of(variant)).exists()
@@ -307,27 +307,27 @@ def test_a_device_may_measure_a_variant(work: Path, bundle: Path, capsys: pytest
 
 
 def compared(ratio: float, spread: float = 0.02, kept: float = 1.0) -> Comparison:
-    arm = Arm(100, 1.0, None)
-    return Comparison(arm, arm, Interval(ratio, ratio - spread, ratio + spread), 10, kept, 1, 1, 1.0)
+    times = LatencySummary(100, 1.0, None)
+    return Comparison(times, times, Interval(ratio, ratio - spread, ratio + spread), 10, kept, 1, 1, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("flips", "latency", "doubt", "reason"),
+    ("flips", "latency", "because", "reason"),
     [
         (Flips(1000, 998, 1, 1), compared(0.5), None, None),
         (Flips(1000, 900, 0, 50), compared(0.5), None, "accuracy.int8_drop = 0.05 (between "),
         (Flips(1000, 980, 0, 15), compared(0.5), None, " may or may not be at most 0.02"),
         (Flips(1000, 998, 1, 1), compared(1.2), None, "(between 1.18 and 1.22) is not at most 1"),
         (Flips(1000, 998, 1, 1), compared(0.99), None, "(between 0.97 and 1.01) may or may not be at most 1"),
-        (Flips(1000, 998, 1, 1), compared(0.5), "the moon is full", "proves nothing: the moon is full"),
+        (Flips(1000, 998, 1, 1), compared(0.5), "the moon is full", "is inconclusive: the moon is full"),
         (Flips(1000, 998, 1, 1), compared(0.5, kept=0.5), None, "only 50 % of the runs kept their processor"),
         (Flips(1000, 900, 0, 50), compared(1.2), None, "accuracy.int8_drop"),
     ],
 )
 def test_what_cannot_be_decided_is_dropped_as_well(
-    flips: Flips, latency: Comparison, doubt: str | None, reason: str | None
+    flips: Flips, latency: Comparison, because: str | None, reason: str | None
 ) -> None:
-    found = judged(Variant("int8", flips=flips, latency=latency), 0.02, doubt).reason
+    found = judged(Variant("int8", flips=flips, latency=latency), 0.02, because).reason
     assert found == reason if reason is None else reason in str(found)
 
 
