@@ -1,8 +1,10 @@
 """The nodes of an ONNX file, and the file cut off behind any of their outputs: to see what goes on inside a model."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,23 +64,31 @@ def largest_weight(proto: ModelProto) -> float:
     return max((float(np.abs(numpy_helper.to_array(tensor)).max(initial=0)) for tensor in weights), default=0.0)
 
 
-def layer_flops(path: Path) -> dict[str, int]:
+def layer_flops(path: Path) -> dict[str, int | None]:
     """Return, for every layer of a file by `export_onnx` in order, its FLOPs for one image, by the layer's name.
 
-    Layers are convolutions and products with a weight; two FLOPs per multiply-accumulate.
+    Layers are convolutions and products with a weight; two FLOPs per multiply-accumulate. None where the file does not
+    say how large an output of the layer is.
     """
     graph = onnx.load_model(path).graph
     weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
-    counted: dict[str, int] = {}
+    counted: dict[str, int | None] = {}
     for node in graph.node:
         if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in weights:
-            outputs = math.prod(dim.dim_value for dim in shapes[node.output[0]][1:])  # of one image
-            shape = weights[node.input[1]]
-            per_output = math.prod(shape[1:]) if node.op_type == "Conv" else math.prod(shape) // _columns(node, shape)
             name = node.input[1].removesuffix(".weight")
-            counted[name] = counted.get(name, 0) + 2 * outputs * per_output
+            before, found = counted.get(name, 0), _flops(node, weights[node.input[1]], shapes.get(node.output[0]))
+            counted[name] = None if before is None or found is None else before + found
     return counted
+
+
+def _flops(node: NodeProto, weight: list[int], output: Sequence[Any] | None) -> int | None:
+    """Of one run of a layer; None where a dimension of its `output` behind the batch is not known."""
+    dims: list[int] = [dim.dim_value for dim in output[1:]] if output else []
+    if not dims or 0 in dims:  # a dimension with a name, or without anything, has the value 0
+        return None
+    per_output = math.prod(weight[1:]) if node.op_type == "Conv" else math.prod(weight) // _columns(node, weight)
+    return 2 * math.prod(dims) * per_output
 
 
 def _columns(node: NodeProto, shape: list[int]) -> int:

@@ -143,8 +143,8 @@ def root_cause(error: BaseException) -> str:
     """Return the kind and the first line of the exception that others were raised from."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return f"{type(error).__name__}: {lines[0]}"
+    line = next(iter(str(error).strip().splitlines()), "no reason given")
+    return f"{type(error).__name__}: {line}"
 
 
 def _clean(proto: ModelProto) -> None:

@@ -248,4 +248,5 @@ def _name(model: Path | bytes) -> str:
 
 def _brief(error: Exception) -> str:
     """Return the first line of ONNX Runtime's message without its code, "[ONNXRuntimeError] : 7 : NAME : "."""
-    return str(error).strip().splitlines()[0].rsplit(" : ", maxsplit=1)[-1].rstrip(". ")
+    line = next(iter(str(error).strip().splitlines()), "")
+    return line.rsplit(" : ", maxsplit=1)[-1].rstrip(". ") or type(error).__name__

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ def processor_clock(threads: int) -> Callable[[], float]:
     more coarsely than `FINE_CLOCK` (every 15.6 ms on Windows) cannot tell which run was disturbed: with the clock on
     the wall in its place every run counts as undisturbed.
     """
-    name = "thread_time" if threads == 1 else "process_time"
+    name: Literal["thread_time", "process_time"] = "thread_time" if threads == 1 else "process_time"
     clock: Callable[[], float] = getattr(time, name)
     return clock if time.get_clock_info(name).resolution <= FINE_CLOCK else time.perf_counter
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atopipe.pipeline.system.machine import ORT_PACKAGES, hardware, is_installed, library_versions, runtime_package
+from atopipe.pipeline.system.text import first_line
 
 # Package -> the module it brings; all of these must be there.
 REQUIRED: Mapping[str, str] = {
@@ -56,7 +57,7 @@ def _as_far_as_it_goes(section: Callable[[], Iterator[Finding]]) -> Iterator[Fin
     try:
         yield from section()
     except Exception as error:  # a broken installation may raise anything
-        yield Finding(section.__name__.strip("_"), f"cannot be looked at: {error}")
+        yield Finding(section.__name__.strip("_"), f"cannot be looked at: {first_line(error)}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -75,9 +76,8 @@ def _imported(package: str, version: str, module: str) -> Finding:
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken installation may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         name = runtime_package() if package == "onnxruntime" else package
-        return Finding(package, f"cannot be imported: {reason}", f"pip install --force-reinstall {name}")
+        return Finding(package, f"cannot be imported: {first_line(error)}", f"pip install --force-reinstall {name}")
     return Finding(package, version)
 
 
@@ -111,7 +111,8 @@ def _providers() -> Iterator[Finding]:
             write_smallest(Path(folder) / "smallest.onnx")
             found = usable_providers(Path(folder) / "smallest.onnx")
     except Exception as error:  # whatever a broken ONNX Runtime does
-        yield Finding("ONNX Runtime", f"runs no model: {error}", f"pip install --force-reinstall {runtime_package()}")
+        remedy = f"pip install --force-reinstall {runtime_package()}"
+        yield Finding("ONNX Runtime", f"runs no model: {first_line(error)}", remedy)
         return
     yield from (Finding("ONNX Runtime", f"{name}: usable") for name in found.usable)
     yield from (Finding("ONNX Runtime", f"{name}: not usable, {reason}") for name, reason in found.skipped.items())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.rundir.layout import MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def _export(small: "nn.Module", example: "Tensor", generator: "torch.Generator")
 
     images = torch.randn((1, *example.shape[1:]), generator=generator).numpy()  # exported with a batch of two
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+        path = Path(folder) / MODEL
         report = export_onnx(small, example, path, metadata={})
         single, exact = as_function(small.eval(), torch.device("cpu")), in_float64(small)
         parity = measure_parity(single, path, images, exact=exact, batch_sizes=(1,))

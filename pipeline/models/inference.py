@@ -1,8 +1,9 @@
 """Networks as functions of arrays, and their weights as files: nothing pickled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.system.files import write_bytes
 
@@ -25,16 +26,38 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     write_bytes(path, save(copies))
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """While active, torch computes convolutions and products of float32 as IEEE 754 has it.
+
+    cuDNN's convolutions otherwise round to TF32 (10 bits) by default, and a user's code may have allowed that, or
+    bfloat16 on the CPU, for everything: enough to change answers, which a comparison would then blame on the export.
+    """
+    import torch
+
+    backends: Any = torch.backends  # these parts of it have no types
+    parts = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
 def as_function(model: "nn.Module", device: "torch.device") -> "Network":
-    """A torch network as a function of arrays, as ONNX Runtime's sessions are."""
+    """A torch network as a function of arrays in whole float32, as ONNX Runtime's sessions are."""
     import torch
 
     model.to(device)
 
     @torch.inference_mode()
     def network(images: "NDArray[np.float32]") -> "NDArray[np.float32]":
-        logits: torch.Tensor = model(torch.from_numpy(images).to(device))
-        return logits.cpu().numpy()
+        with whole_float32():
+            logits: torch.Tensor = model(torch.from_numpy(images).to(device))
+            return logits.cpu().numpy()
 
     return network
 

@@ -13,7 +13,7 @@ from atopipe.pipeline.report.charts import training_chart, width_chart
 from atopipe.pipeline.report.results import verdict_of
 from atopipe.pipeline.report.summary import Summary, gate_title
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import LIBRARIES, Result, file_of
+from atopipe.pipeline.rundir.layout import LIBRARIES, MODEL, Result, file_of
 from atopipe.pipeline.system.machine import hardware, library_versions
 from atopipe.pipeline.system.text import milliseconds, needed_runtime, scaled
 
@@ -68,7 +68,8 @@ def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> st
         images=_images(run),
         charts=_charts(run),
         layers=_layers(run),
-        structure=(structure := _read(run, "export", "structure.json")["model.onnx"]),
+        uncounted=_uncounted(run),
+        structure=(structure := _read(run, "export", "structure.json")[MODEL]),
         runtime=needed_runtime(structure),
         parity=_parity(run),
         chain=results,
@@ -159,7 +160,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _layers(run: RunDirectory) -> list[dict[str, Any]]:
     """The costliest layers in the network's order, and the sum of the others; `share` is of the costliest row."""
-    layers: list[dict[str, Any]] = _read(run, "export", "layers.json")
+    layers = [layer for layer in _read(run, "export", "layers.json") if None not in layer.values()]
     least = sorted((layer["dense"] for layer in layers), reverse=True)[:LAYERS_SHOWN][-1] if layers else 0
     shown = [layer for layer in layers if layer["dense"] >= least][:LAYERS_SHOWN]
     rest = [layer for layer in layers if layer not in shown]
@@ -168,6 +169,11 @@ def _layers(run: RunDirectory) -> list[dict[str, Any]]:
         shown = [*shown, {"name": f"{len(rest)} others", **total}]
     top = max((layer["dense"] for layer in shown), default=1)
     return [{**layer, "whole": layer["dense"] / top, "kept": layer["shrunk"] / top} for layer in shown]
+
+
+def _uncounted(run: RunDirectory) -> list[str]:
+    """The layers whose FLOPs one of the two files does not tell."""
+    return [layer["name"] for layer in _read(run, "export", "layers.json") if None in layer.values()]
 
 
 def _parity(run: RunDirectory) -> dict[str, Any]:

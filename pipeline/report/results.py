@@ -10,7 +10,7 @@ from atopipe.pipeline.report.ci import append_step_summary, junit
 from atopipe.pipeline.report.devices import devices_of
 from atopipe.pipeline.report.summary import Summary, VariantRow, summarise
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import Result
+from atopipe.pipeline.rundir.layout import MODEL, Result
 from atopipe.pipeline.system.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.system.files import write_text
 from atopipe.pipeline.system.text import milliseconds, scaled
@@ -39,7 +39,7 @@ def summary_of(run: RunDirectory, results: Sequence[Result]) -> Summary:
     """What these results of a run whose stages up to validate are complete come to."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     seconds = sum(result.seconds for result in results)
-    model = run.artifact("export", "model.onnx")
+    model = run.artifact("export", MODEL)
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
     summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
     devices = tuple(device.sentence() for device in devices_of(run))

@@ -9,6 +9,7 @@ from atopipe.pipeline.system.files import sha256_json
 
 RESULT, MANIFEST = "result.json", "manifest.json"
 DEVICES = "devices"  # what other machines measured
+MODEL, DENSE = "model.onnx", "dense.onnx"  # what is delivered, and what it is compared with
 EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
 LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -49,4 +50,4 @@ class Result:
 
 def file_of(variant: str) -> str:
     """The name of a variant's file: model.onnx, model.int8.onnx."""
-    return "model.onnx" if variant == FULL else f"model.{variant}.onnx"
+    return MODEL if variant == FULL else f"model.{variant}.onnx"

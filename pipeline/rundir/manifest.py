@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import MODEL
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import DamagedError, read_sealed
 from atopipe.pipeline.system.machine import hardware, library_versions
 
-DELIVERED = ("export", "model.onnx")
+DELIVERED = ("export", MODEL)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -7,9 +7,8 @@ Whether a variant is delivered is decided by stage validate.
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.engine.stage import Context, Stage
-from atopipe.pipeline.rundir.layout import file_of
+from atopipe.pipeline.rundir.layout import MODEL, file_of
 from atopipe.pipeline.system.files import write_json
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def run(context: Context) -> dict[str, float]:
     from atopipe.export.onnx import ExportError
     from atopipe.export.variants import QuantizeError, write_variant
 
-    model, images = context.input("export", file_of(FULL)), _calibration_images(context)
+    model, images = context.input("export", MODEL), _calibration_images(context)
     found: dict[str, dict[str, Any]] = {}
     for name in context.config.variants[1:]:
         try:

@@ -5,10 +5,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def reason(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty; its kind where there is none."""
+    return next(filter(str.strip, str(error).splitlines()), type(error).__name__).strip()
+
+
+def reason(error: BaseException) -> str:
     """Kind and first line of what user code raised."""
-    first_line = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
 
 
 def written(args: Mapping[str, object]) -> str:

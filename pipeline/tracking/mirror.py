@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.events import Event, current, measured, read_events
 from atopipe.pipeline.system.errors import GateFailed, Inconclusive, Interrupted, MissingError
+from atopipe.pipeline.system.text import first_line
 
 NEEDS: Mapping[str, tuple[str, ...]] = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 """Tracker -> the modules it needs, which its extra installs."""
@@ -72,7 +73,7 @@ class Mirror:
             act(*arguments)
         except Exception as error:  # whatever a library, its database or its server may raise
             self.is_broken = True
-            self.say(f"{self.name} is not written any more ({_reason(error)}); events.jsonl goes on")
+            self.say(f"{self.name} is not written any more ({first_line(error)}); events.jsonl goes on")
 
 
 @contextmanager
@@ -116,12 +117,8 @@ def _tracker(name: str, run: RunDirectory, *, force: bool) -> Tracker:
     try:
         tracker: Tracker = module.open_tracker(run.root, force=force)
     except Exception as error:  # as above
-        raise MissingError(f"--{name} cannot be used here ({_reason(error)}): repair it, or leave it out") from error
+        raise MissingError(f"--{name} cannot be used here ({first_line(error)}): repair it, or leave it out") from error
     return tracker
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _metrics_in(root: Path) -> dict[str, float]:

@@ -1,14 +1,16 @@
 """The inside of an exported file: its nodes in order, and what each of them computes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 
-from atopipe.export.graph import cut_behind, nodes_of
+from atopipe.export.graph import cut_behind, layer_flops, nodes_of
 from atopipe.export.onnx import export_onnx
 
 
@@ -61,3 +63,37 @@ def test_a_file_cut_behind_a_node_gives_what_torch_computes_there(network: Resid
 def test_a_tensor_that_no_node_writes_is_refused(path: Path) -> None:
     with pytest.raises(KeyError, match="nothing"):
         cut_behind(path, "nothing")
+
+
+def edited(path: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load_model(path)
+    change(model)
+    onnx.save_model(model, tmp_path / "edited.onnx")
+    return tmp_path / "edited.onnx"
+
+
+def named_height(model: onnx.ModelProto) -> None:
+    (inner,) = [value for value in model.graph.value_info if value.name == output_of(model, "inner")]
+    inner.type.tensor_type.shape.dim[2].dim_param = "height"
+
+
+def no_shape(model: onnx.ModelProto) -> None:
+    kept = [value for value in model.graph.value_info if value.name != output_of(model, "inner")]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+
+
+def output_of(model: onnx.ModelProto, layer: str) -> str:
+    return next(node.output[0] for node in model.graph.node if f"{layer}.weight" in node.input)
+
+
+def test_the_flops_of_layers_are_those_of_their_shapes(path: Path) -> None:
+    assert layer_flops(path) == {"stem": 2 * 36 * 8 * 27, "inner": 2 * 36 * 8 * 72, "head": 2 * 8 * 4}
+
+
+@pytest.mark.parametrize("change", [named_height, no_shape])
+def test_a_layer_whose_output_has_no_known_size_has_no_known_flops(
+    path: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    counted = layer_flops(edited(path, tmp_path, change))
+    assert counted == {**layer_flops(path), "inner": None}

@@ -127,3 +127,18 @@ def test_a_bound_run_computes_what_a_plain_one_does(models, images) -> None:
     run = session.bound(images)
     assert np.array_equal(run().numpy(), session.run(images))
     assert np.array_equal(run().numpy(), session.run(images))
+
+
+@pytest.mark.parametrize("message", ["", "\n", " . "])
+def test_a_failure_of_the_runtime_without_a_message_is_told_by_its_kind(
+    models, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Refused(message)
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(SessionError, match=r"is no ONNX model that this ONNX Runtime can load: Refused$"):
+        open_session(models[8])

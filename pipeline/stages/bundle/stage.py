@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config.flags import TARGETS
-from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.engine.networks import load_shrunk
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
 from atopipe.pipeline.report.results import publish_verdict, require_equivalence, results_of, summary_of, verdict_of
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import Result, file_of
+from atopipe.pipeline.rundir.layout import MODEL, Result, file_of
 from atopipe.pipeline.stages.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.stages.bundle.card import model_card
 from atopipe.pipeline.system.errors import ParityGateFailed
@@ -55,7 +54,7 @@ def run(context: Context) -> dict[str, float]:
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
     settings = json.loads(data.preprocessing.to_json())
-    summary = replace(summary_of(context.run, results), title=_title(context), model="model.onnx")
+    summary = replace(summary_of(context.run, results), title=_title(context), model=MODEL)
     write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, _structures(context)))
     write_json(folder / "manifest.json", _manifest(context, results, folder))
     write_sums(folder)
@@ -85,15 +84,15 @@ def _refuse_another_model(run: RunDirectory, results: Sequence[Result]) -> None:
 def _models(context: Context) -> list[Path]:
     """What is delivered: model.onnx, and the variants that validation kept."""
     kept = verdict_of(context.run)["kept"][1:]
-    return [context.input("export", file_of(FULL)), *(context.input("quantize", file_of(name)) for name in kept)]
+    return [context.input("export", MODEL), *(context.input("quantize", file_of(name)) for name in kept)]
 
 
 def _structures(context: Context) -> dict[str, Any]:
     """File name -> what was read back from it, of all that is delivered."""
-    whole = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))[file_of(FULL)]
+    whole = json.loads(context.input("export", "structure.json").read_text(encoding="utf-8"))[MODEL]
     names = verdict_of(context.run)["kept"][1:]
     made = json.loads(context.input("quantize", "variants.json").read_text(encoding="utf-8")) if names else {}
-    return {file_of(FULL): whole, **{file_of(name): made[name] for name in names}}
+    return {MODEL: whole, **{file_of(name): made[name] for name in names}}
 
 
 def _write_samples(context: Context, folder: Path) -> None:
@@ -182,7 +181,7 @@ def _replay(folder: Path) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise ParityGateFailed(f"the bundle has not passed its own test within {REPLAY_SECONDS} s") from None
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        said = next(reversed(done.stderr.strip().splitlines()), "no reason given")
         raise ParityGateFailed(f"the bundle does not pass its own test: {said}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found

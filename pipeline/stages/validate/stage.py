@@ -15,6 +15,7 @@ from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.engine.networks import accuracy_of, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
+from atopipe.pipeline.rundir.layout import MODEL
 from atopipe.pipeline.stages.validate.gates import Findings, _as_dict, _chosen_gates, _located, _standing_gates
 from atopipe.pipeline.stages.validate.variants import as_json, examine, judged, timed
 from atopipe.pipeline.system.files import write_json
@@ -62,7 +63,7 @@ def _measure(context: Context) -> Findings:
     from atopipe.validate.session import open_session
 
     workspace, config = context.workspace, context.config
-    delivered = context.input("export", "model.onnx")
+    delivered = context.input("export", MODEL)
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
     small = load_shrunk(context)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.engine.networks import accuracy_of
 from atopipe.pipeline.engine.stage import Context
-from atopipe.pipeline.rundir.layout import file_of
+from atopipe.pipeline.rundir.layout import DENSE, MODEL, file_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,7 @@ def _answers(context: Context, name: str, fp32: "Accuracy", images: "NDArray[np.
     measure_footprint(file, threads=threads)
     session = open_session(file, threads=threads)
     accuracy = accuracy_of(context, session.run)
-    wanted = open_session(context.input("export", file_of(FULL)), threads=threads).run(images)
+    wanted = open_session(context.input("export", MODEL), threads=threads).run(images)
     difference = float(abs(session.run(images) - wanted).max() / wanted.std())
     changed = flips(fp32.predictions, accuracy.predictions, context.workspace.data.val.labels.numpy())
     return Variant(name, file, None, accuracy.top1, changed, difference)
@@ -105,7 +105,7 @@ def timed(
     from atopipe.validate.latency import time_interleaved
 
     files = {variant.name: variant.file for variant in variants if variant.file is not None}
-    models = [context.input("export", "dense.onnx"), context.input("export", file_of(FULL)), *files.values()]
+    models = [context.input("export", DENSE), context.input("export", MODEL), *files.values()]
     budget = context.config.validation.latency_s * len(models) / 2
     timings = time_interleaved(models, images, seed=context.config.seed, budget_s=budget)
     latencies = {name: timings.compare(1, position) for position, name in enumerate(files, start=2)}
