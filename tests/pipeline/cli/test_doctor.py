@@ -14,6 +14,7 @@ from atopipe.export.smoke_model import write_smallest
 from atopipe.pipeline.cli import doctor
 from atopipe.pipeline.cli.doctor import REQUIRED, examine
 from atopipe.pipeline.cli.main import main
+from atopipe.pipeline.system import machine
 from atopipe.validate.session import open_session
 
 
@@ -56,6 +57,22 @@ def test_a_full_disk_and_little_memory_are_in_the_way(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "LEAST_DISK", 1e18)
     monkeypatch.setattr(doctor, "LEAST_MEMORY", 1e18)
     assert {finding.name for finding in examine() if finding.remedy} == {"memory", "disk"}
+
+
+def test_the_cpu_package_of_onnx_runtime_is_accepted_in_the_place_of_the_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "_version", lambda package: None if package == "onnxruntime-gpu" else "1.31.1")
+    assert main(["doctor"]) == 0
+    assert "onnxruntime    1.31.1" in capsys.readouterr().out.splitlines()
+
+
+def test_both_packages_of_onnx_runtime_overwrite_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "_version", lambda package: "1.31.1")
+    assert main(["doctor"]) == 5
+    assert "  ->  pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them" in capsys.readouterr().out
 
 
 def test_the_smallest_model_runs(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from atopipe.pipeline.report.html import _layers, _natural
+from atopipe.pipeline.report.html import _layers, _natural, render
+from atopipe.pipeline.report.results import summary_of
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.system.files import read_sealed, sha256_file, write_sealed
 
 SECTIONS = ("verdict", "gates", "accuracy", "latency", "training", "widths", "flops", "certificate", "environment")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -103,6 +105,26 @@ def test_layers_are_shown_in_order_and_add_up(finished: Path) -> None:
     assert sum(layer["shrunk"] for layer in shown) == metrics["flops.shrunk"]
     assert max(layer["whole"] for layer in shown) == 1
     assert sorted(["layer10.a", "layer2.b", "layer2.a"], key=_natural) == ["layer2.a", "layer2.b", "layer10.a"]
+
+
+def test_a_layer_that_cannot_be_counted_is_named_on_the_page(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "out", tmp_path / "out")
+    path = tmp_path / "out/stages/export/layers.json"
+    layers = json.loads(path.read_text())
+    path.write_text(json.dumps([{**layers[0], "shrunk": None}, *layers[1:]]))
+    reseal(tmp_path / "out/stages/export", "layers.json")
+    run = RunDirectory.open(tmp_path / "out")
+    assert [layer["name"] for layer in _layers(run)] == ["5"]
+    page = render(run, summary_of(run))
+    assert "Not shown, since their FLOPs cannot be read from both files: 0.</p>" in page
+
+
+def reseal(folder: Path, name: str) -> None:
+    """Makes a stage's result fit a changed file of it."""
+    result = read_sealed(folder / "result.json")
+    write_sealed(
+        folder / "result.json", {**result, "artifacts": {**result["artifacts"], name: sha256_file(folder / name)}}
+    )
 
 
 def browser(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
