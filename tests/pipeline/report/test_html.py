@@ -122,9 +122,8 @@ def test_a_layer_that_cannot_be_counted_is_named_on_the_page(finished: Path, tmp
 def reseal(folder: Path, name: str) -> None:
     """Makes a stage's result fit a changed file of it."""
     result = read_sealed(folder / "result.json")
-    write_sealed(
-        folder / "result.json", {**result, "artifacts": {**result["artifacts"], name: sha256_file(folder / name)}}
-    )
+    digests = {**result["artifacts"], name: sha256_file(folder / name)}
+    write_sealed(folder / "result.json", {**result, "artifacts": digests})
 
 
 def browser(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
