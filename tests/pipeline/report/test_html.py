@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from atopipe.pipeline.report.html import _layers, _natural, render
-from atopipe.pipeline.report.results import summary_of
+from atopipe.pipeline.report.results import results_of, summary_of
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.stages import report
 from atopipe.pipeline.system.files import read_sealed, sha256_file, write_sealed
 
 SECTIONS = ("verdict", "gates", "accuracy", "latency", "training", "widths", "flops", "certificate", "environment")
@@ -115,7 +116,8 @@ def test_a_layer_that_cannot_be_counted_is_named_on_the_page(finished: Path, tmp
     reseal(tmp_path / "out/stages/export", "layers.json")
     run = RunDirectory.open(tmp_path / "out")
     assert [layer["name"] for layer in _layers(run)] == ["5"]
-    page = render(run, summary_of(run))
+    results = results_of(run, report.STAGE.inputs)
+    page = render(run, summary_of(run, results), results)
     assert "Not shown, since their FLOPs cannot be read from both files: 0.</p>" in page
 
 
