@@ -1,74 +1,141 @@
-"""The Python entrance: stages that run in a run directory, and what came out."""
+"""The Python entrance: run a configuration in a directory, and read what came out."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import click
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.engine import networks
 from atopipe.pipeline.engine.runner import execute, execute_together
 from atopipe.pipeline.engine.stage import Stage
 from atopipe.pipeline.report.ci import append_step_summary
-from atopipe.pipeline.report.results import raise_verdict, results_of, summary_of
-from atopipe.pipeline.report.terminal import Display
-from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.stages import stages_of
-from atopipe.pipeline.system.errors import UsageError
-from atopipe.pipeline.system.job import this_job
+from atopipe.pipeline.report.results import results_of, summary_of
+from atopipe.pipeline.report.terminal import Display, QuietDisplay
+from atopipe.pipeline.report.verdicts import GateVerdict, equivalence_failure, verdicts_of
+from atopipe.pipeline.rundir import verify as verification
+from atopipe.pipeline.rundir.directory import RunDirectory, scratch_directory
+from atopipe.pipeline.rundir.lock import locked
+from atopipe.pipeline.stages import STAGES, stages_of
+from atopipe.pipeline.system.errors import ParityGateFailed, UsageError
+from atopipe.pipeline.system.job import Job, this_job
+from atopipe.pipeline.system.signals import terminable
 from atopipe.pipeline.system.text import nearest_or_all
-from atopipe.pipeline.tracking.mirror import NEEDS
+from atopipe.pipeline.tracking.mirror import mirrored
+
+if TYPE_CHECKING:
+    from torch import nn
+
+QUIET = QuietDisplay()
 
 
 @dataclass(frozen=True)
-class How:
-    """The options that are no settings of the run.
+class Selection:
+    """Which stages a run goes through: those of `names`, or all, up to `last`.
 
-    `machine`, `quiet`: what is printed; `force`, `first`, `last`: which stages run; `dry`: none does; `manifest`: the
-    file that describes the run; `tensorboard`, `mlflow`: where it is mirrored.
+    What is complete is skipped, but from `first` on everything runs again.
     """
 
-    machine: bool = False
-    quiet: bool = False
-    force: bool = False
+    names: tuple[str, ...] | None = None
     first: str | None = None
     last: str | None = None
-    dry: bool = False
-    manifest: str | None = None
-    tensorboard: bool = False
-    mlflow: bool = False
+
+
+ALL = Selection()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a run: the metrics of all complete stages, and the verdicts of the gates if it judged them.
+
+    A gate that failed is a result like any other: `passed` is False.
+    """
+
+    directory: Path
+    metrics: Mapping[str, float]
+    verdicts: tuple[GateVerdict, ...] = ()
 
     @property
-    def trackers(self) -> list[str]:
-        return [name for name in NEEDS if getattr(self, name)]
-
-    @property
-    def is_afresh(self) -> bool:
-        """Whether training begins anew, whatever is there."""
-        return self.force or self.first == "train"
+    def passed(self) -> bool:
+        """Whether no gate failed and none was inconclusive."""
+        return all(verdict.outcome == "pass" for verdict in self.verdicts)
 
 
-def _default_output(config: Config) -> Path:
-    """runs/resnet50-digits-0.3-seed0."""
-    words = (config.model.name, config.data.source.rstrip("/").rpartition("/")[2], *_target_words(config))
-    safe = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in word).strip("-") for word in words)
-    return Path("runs") / f"{safe}-seed{config.seed}"
+def run(
+    config: Config,
+    directory: str | Path,
+    *,
+    stages: Selection = ALL,
+    force: bool = False,
+    display: Display = QUIET,
+    trackers: Sequence[str] = (),
+) -> Outcome:
+    """Runs `config` in `directory`, which is new or holds the same run; complete and unchanged stages are skipped.
+
+    `force`: run every stage again, and replace a run of another configuration. `display`: is told what happens.
+    `trackers`: names of `tracking.mirror.NEEDS` in which the run is mirrored.
+
+    Raises a subclass of AtopipeError, whose message is one sentence: UsageError for what cannot work, MissingError for
+    what is not there or a directory that another process works in, Interrupted. Works in any thread; outside the main
+    one, signals are left to the program.
+    """
+    root, job = Path(directory), this_job()
+    chosen, forced = select(config, stages, force=force)
+    together = job.size > 1 and any(stage.distributed for stage in chosen)
+    if together:
+        job.check_batch(config.recipe.batch_size)
+    if job.rank > 0:
+        if together:
+            _take_part(job, config, chosen, forced)
+        return Outcome(root, {})
+    RunDirectory.check(root, config, force=force)
+    afresh = force or stages.first == STAGES[0].name
+    with exclusive(root, display):
+        found = RunDirectory.create(root, config, force=force)
+        with mirrored(found, trackers, force=afresh, say=display.say):
+            return _carry_out(job if together else Job(), found, chosen, forced, display)
 
 
-def _target_words(config: Config) -> list[str]:
-    """0.3 for a FLOPs target; other costs are named."""
-    return [target.written if cost == "flops" else f"{cost}{target.written}" for cost, target in config.targets.items()]
+def load_shrunk(directory: str | Path) -> "nn.Module":
+    """The small network of the run in `directory`, in evaluation mode on the CPU, its files checked."""
+    return networks.load_shrunk(RunDirectory.open(Path(directory)))
 
 
-def _selection(names: Sequence[str] | None, run: RunDirectory, how: How) -> tuple[list[Stage], list[str]]:
-    """The stages to go through, and the names of those that run even if they are complete."""
-    stages = stages_of(run.config)
+def verify(directory: str | Path) -> list[verification.Problem]:
+    """What is missing, changed or extra in the run in `directory`; empty if it is as its stages left it."""
+    return verification.verify(RunDirectory.open(Path(directory)), STAGES)
+
+
+def select(config: Config, selection: Selection, *, force: bool) -> tuple[list[Stage], list[str]]:
+    """The stages to go through, and the names of those that run even if they are complete.
+
+    Raises UsageError for a stage that does not exist, or has no part in such a run, and for an order that is none.
+    """
+    stages = stages_of(config)
     known = [stage.name for stage in stages]
-    first, last = _position("--from", how.first, known), _position("--until", how.last, known)
-    chosen = [stage for stage in stages[: None if last is None else last + 1] if names is None or stage.name in names]
-    again = known if how.force else known[len(known) if first is None else first :]
+    for name in selection.names or ():
+        if name not in {stage.name for stage in STAGES}:
+            raise UsageError(f"there is no stage '{name}': {nearest_or_all(name, known)}")
+    first, last = (_position(f, n, known) for f, n in (("--from", selection.first), ("--until", selection.last)))
+    if first is not None and last is not None and last < first:
+        raise UsageError(f"--until is {selection.last}, which comes before --from {selection.first}: swap them")
+    reached = stages[: None if last is None else last + 1]
+    chosen = [stage for stage in reached if selection.names is None or stage.name in selection.names]
+    if not chosen:
+        raise UsageError(_nothing_to_do(selection))
+    again = known if force else known[len(known) if first is None else first :]
     return chosen, [stage.name for stage in chosen if stage.name in again]
+
+
+@contextmanager
+def exclusive(root: Path, display: Display) -> Iterator[None]:
+    """While active, the run is this process's, which puts away what it has begun when it is told to end."""
+    with terminable(), locked(root) as note:
+        if note:
+            display.say(note)
+        yield
 
 
 def _position(flag: str, name: str | None, known: Sequence[str]) -> int | None:
@@ -78,25 +145,44 @@ def _position(flag: str, name: str | None, known: Sequence[str]) -> int | None:
     return None if name is None else known.index(name)
 
 
-def _execute(names: Sequence[str] | None, run: RunDirectory, display: Display, how: How) -> None:
-    """Runs those stages, or all, shows what came out, and raises what the gates say."""
-    known, (chosen, forced), job = stages_of(run.config), _selection(names, run, how), this_job()
-    if not chosen:
-        raise UsageError(f"the run in '{run.root}' has fp32 only: add '--variants fp32,fp16,int8' to name what to make")
+def _nothing_to_do(selection: Selection) -> str:
+    """Why no stage is left: it is not among those of this run, or behind the last one."""
+    named = [stage for stage in STAGES if stage.name in (selection.names or ())]
+    if remedy := next((stage.remedy for stage in named if stage.remedy), None):
+        return f"this run has no stage {named[0].name}: add {remedy}"
+    return f"--until is {selection.last}, which comes before all that is to be done: choose a later stage"
+
+
+def _take_part(job: Job, config: Config, chosen: Sequence[Stage], forced: Sequence[str]) -> None:
+    """What a process does that is not the first of its job."""
+    with TemporaryDirectory() as scratch:
+        found = scratch_directory(Path(scratch), config)
+        execute_together(job, chosen, stages_of(config), found, QUIET, forced=forced)
+
+
+def _carry_out(
+    job: Job, found: RunDirectory, chosen: Sequence[Stage], forced: Sequence[str], display: Display
+) -> Outcome:
+    """Runs the chosen stages, and says what came out of them."""
+    known, done = stages_of(found.config), {stage.name for stage in chosen}
     for name in forced:
-        run.drop_checkpoints(name)
-    if job.size > 1:
-        execute_together(job, chosen, known, run, display, forced=forced)
-    else:
-        execute(chosen, known, run, display, forced=forced)
-    if job.rank > 0:
-        return
-    if how.machine:
-        click.echo(json.dumps(run.metrics(known), indent=2))
-    done = {stage.name for stage in chosen}
+        found.stages.drop_checkpoints(name)
+    try:
+        if job.size > 1:
+            execute_together(job, chosen, known, found, display, forced=forced)
+        else:
+            execute(chosen, known, found, display, forced=forced)
+    except ParityGateFailed:
+        verdicts = verdicts_of(found)
+        if equivalence_failure(verdicts) is None:  # the bundle failed its own test, which no gate knows of
+            raise
+        return Outcome(found.root, found.record.metrics(known), verdicts)
     if "report" in done:
-        summary = summary_of(run, results_of(run, known[-1].inputs))
-        display.closing(summary)
-        append_step_summary(summary.as_markdown())
-    if "validate" in done:
-        raise_verdict(run)
+        _show(found, next(stage for stage in known if stage.name == "report"), display)
+    return Outcome(found.root, found.record.metrics(known), verdicts_of(found) if "validate" in done else ())
+
+
+def _show(found: RunDirectory, report: Stage, display: Display) -> None:
+    summary = summary_of(found, results_of(found, report.inputs))
+    display.closing(summary)
+    append_step_summary(summary.as_markdown())

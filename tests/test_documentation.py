@@ -108,7 +108,7 @@ def test_a_command_line_is_accepted(command: str) -> None:
     parameters = parsed(command)
     if not parameters.get("model"):
         return
-    settings = {p.name for p in cli.commands["inspect"].params} - {"machine"}
+    settings = {p.name for p in cli.commands["inspect"].params} - {"as_json"}
     given = {name: value for name, value in parameters.items() if name in settings}
     config = configuration({**given, "target_flops": given["target_flops"] or "1"})
     assert config.data.source.partition(":")[0] in {*SOURCES, "noise"}

@@ -109,19 +109,18 @@ def report(run_dir: Path, add: Path | None, **given: Given) -> None:
     Example:  atopipe report runs/first
               atopipe report runs/first --add device.json
     """
-    from atopipe.pipeline.cli.run import go_on
-    from atopipe.pipeline.report.devices import add_device
+    from atopipe.pipeline.cli.run import go_on, report_with
 
     if add is None:
         go_on(["report"], run_dir, given)
     else:
-        go_on(["report"], run_dir, {**given, "force": True}, before=lambda run: add_device(run, add))
+        report_with(add, run_dir, given)
 
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def why(run_dir: Path, machine: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def why(run_dir: Path, as_json: bool) -> None:
     """Say which stages of a run would run again, and what has changed under each.
 
     \b
@@ -129,13 +128,13 @@ def why(run_dir: Path, machine: bool) -> None:
     """
     from atopipe.pipeline.cli.status import explain_run
 
-    explain_run(run_dir, machine=machine)
+    explain_run(run_dir, as_json=as_json)
 
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def verify(run_dir: Path, machine: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def verify(run_dir: Path, as_json: bool) -> None:
     """Hold every file of a run against the digests of manifest.json; name what is missing, changed or extra.
 
     \b
@@ -143,12 +142,12 @@ def verify(run_dir: Path, machine: bool) -> None:
     """
     from atopipe.pipeline.cli.status import verify_run
 
-    verify_run(run_dir, machine=machine)
+    verify_run(run_dir, as_json=as_json)
 
 
 @cli.command()
-@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def doctor(machine: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def doctor(as_json: bool) -> None:
     """Look at what this machine offers a run: packages, GPU, ONNX Runtime's providers, processors, memory, disk.
 
     \b
@@ -156,7 +155,7 @@ def doctor(machine: bool) -> None:
     """
     from atopipe.pipeline.cli.status import examine_machine
 
-    examine_machine(machine=machine)
+    examine_machine(as_json=as_json)
 
 
 @cli.command()
@@ -178,8 +177,8 @@ def doctor(machine: bool) -> None:
     metavar="TIMES",
     help="The second must be at least so many times as fast as the first (default 1).",
 )
-@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def bench(first: Path, second: Path, batches: str, machine: bool, **how: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def bench(first: Path, second: Path, batches: str, as_json: bool, **how: Any) -> None:
     """Time two ONNX models, their runs interleaved, and say whether the second is faster: pass, fail or inconclusive.
 
     \b
@@ -191,15 +190,15 @@ def bench(first: Path, second: Path, batches: str, machine: bool, **how: Any) ->
     if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
         raise UsageError(f"--batches is '{batches}', but must be whole numbers like 1,8,32")
     found = measure(first, second, batches=[int(size) for size in sizes], **how)
-    click.echo(json.dumps(found.as_dict(), indent=2) if machine else found.as_text())
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
     if failure := found.failure():
         raise failure
 
 
 @cli.command()
 @configured
-@click.option("--json", "machine", is_flag=True, help="The same as JSON.")
-def inspect(machine: bool, **options: Given) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def inspect(as_json: bool, **options: Given) -> None:
     """What of a network can be pruned, what cannot and why, and how small it can become.
 
     With a target, the removal of a random choice of channels, the export and the parity are tried, too.
@@ -214,7 +213,7 @@ def inspect(machine: bool, **options: Given) -> None:
     rehearsed = options["target_flops"] is not None or options["target_params"] is not None
     config = configuration(options if rehearsed else {**options, "target_flops": "1"})
     inspection = inspect_model(config, rehearsed=rehearsed)
-    if machine:
+    if as_json:
         click.echo(json.dumps(inspection.as_dict(), indent=2))
     else:
         show(inspection)

@@ -131,7 +131,7 @@ def chosen(command: Command) -> Command:
 def shown(command: Command) -> Command:
     """The options that say what is printed and what is done again."""
     options = [
-        click.option("--json", "machine", is_flag=True, help="Metrics as JSON on standard output, all else on stderr."),
+        click.option("--json", "as_json", is_flag=True, help="Metrics as JSON on standard output, all else on stderr."),
         click.option("--quiet", is_flag=True, help="Print errors only."),
         click.option(
             "--force", is_flag=True, help="Run again what is complete, and replace another configuration's run."

@@ -1,93 +1,101 @@
 """The commands that run stages: `run`, `train`, and one command per later stage."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from atopipe.pipeline.api import How, _default_output, _execute
+import click
+
+from atopipe.pipeline.api import Outcome, Selection, exclusive, run
 from atopipe.pipeline.cli.options import Given
-from atopipe.pipeline.cli.settings import _parted, configuration
-from atopipe.pipeline.cli.status import _show_plan
+from atopipe.pipeline.cli.settings import RunOptions, configuration, parted
+from atopipe.pipeline.cli.status import show_plan
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.report.devices import add_device
 from atopipe.pipeline.report.terminal import Display, QuietDisplay, open_display
-from atopipe.pipeline.rundir.directory import RunDirectory, Scratch
-from atopipe.pipeline.rundir.lock import locked
+from atopipe.pipeline.report.verdicts import failure
+from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.manifest import compared, differing, read_manifest
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.job import this_job
-from atopipe.pipeline.system.signals import terminable
-from atopipe.pipeline.tracking.mirror import mirrored
 
 
 def start(names: Sequence[str] | None, output: str | None, options: Mapping[str, Given]) -> None:
     """Runs those stages, or all, of the run that the options describe, in its new or existing directory."""
-    how, settings = _parted(options)
-    config, job = configuration(settings, how.manifest), this_job()
-    job.check_batch(config.recipe.batch_size)
-    if job.rank > 0:
-        _take_part(names, config, how)
-        return
+    chosen, settings = parted(options)
+    config = configuration(settings, chosen.manifest)
     root = Path(output) if output else _default_output(config)
-    _require_another_place(root, how)
-    RunDirectory.check(root, config, force=how.force)
-    if how.dry:
-        _show_plan(names, RunDirectory(root, config), how)
+    selection = Selection(None if names is None else tuple(names), chosen.first, chosen.last)
+    if this_job().rank > 0:
+        if not chosen.dry:
+            run(config, root, stages=selection, force=chosen.force)
         return
-    display = open_display(quiet=how.quiet, machine=how.machine)
+    _require_another_place(root, chosen)
+    RunDirectory.check(root, config, force=chosen.force)
+    if chosen.dry:
+        show_plan(RunDirectory(root, config), selection, chosen)
+        return
+    display = open_display(quiet=chosen.quiet, as_json=chosen.as_json)
     display.say(f"output  {root}")
-    with _alone(root, display):
-        run = RunDirectory.create(root, config, force=how.force)
-        carry_out = _reproduce if how.manifest else _execute
-        with mirrored(run, how.trackers, force=how.is_afresh, say=display.say):
-            carry_out(names, run, display, how)
+    carry_out = _reproduce if chosen.manifest else _run
+    _finish(carry_out(config, root, selection, chosen, display), chosen)
 
 
-def _take_part(names: Sequence[str] | None, config: Config, how: How) -> None:
-    """What a process does that is not the first of its job."""
-    if not how.dry:
-        with TemporaryDirectory() as scratch:
-            _execute(names, Scratch.create(Path(scratch), config), QuietDisplay(), how)
-
-
-def _require_another_place(root: Path, how: How) -> None:
-    if how.manifest and Path(how.manifest).resolve().parent == root.resolve():
-        raise UsageError(f"--from-manifest '{how.manifest}' is of the run in '{root}' itself: give another --output")
-
-
-def go_on(
-    names: Sequence[str],
-    root: Path,
-    options: Mapping[str, Given],
-    before: Callable[[RunDirectory], None] = lambda run: None,
-) -> None:
-    """Runs those stages of the existing run in `root`, its settings changed where one is given; `before`, that."""
-    how, settings = _parted(options)
+def go_on(names: Sequence[str], root: Path, options: Mapping[str, Given]) -> None:
+    """Runs those stages of the existing run in `root`, its settings changed where one is given."""
+    chosen, settings = parted(options)
     if this_job().rank > 0:
         return
-    display, run = open_display(quiet=how.quiet, machine=how.machine), RunDirectory.open(root)
-    with _alone(root, display):
-        if any(value is not None for value in settings.values()):
-            run = RunDirectory.create(root, configuration({**settings, "config": str(root / "config.yaml")}))
-        before(run)
-        _execute(names, run, display, how)
+    display, existing = open_display(quiet=chosen.quiet, as_json=chosen.as_json), RunDirectory.open(root)
+    changed = any(value is not None for value in settings.values())
+    config = configuration({**settings, "config": str(root / "config.yaml")}) if changed else existing.config
+    _finish(_run(config, root, Selection(tuple(names)), chosen, display), chosen)
 
 
-@contextmanager
-def _alone(root: Path, display: Display) -> Iterator[None]:
-    """While active, the run is this process's, which puts away what it has begun when it is told to end."""
-    with terminable(), locked(root) as note:
-        if note:
-            display.say(note)
-        yield
+def report_with(device: Path, root: Path, options: Mapping[str, Given]) -> None:
+    """Adds what another machine measured to the existing run in `root`, and reports again."""
+    existing = RunDirectory.open(root)
+    with exclusive(root, QuietDisplay()):
+        add_device(existing, device)
+    go_on(["report"], root, {**options, "force": True})
 
 
-def _reproduce(names: Sequence[str] | None, run: RunDirectory, display: Display, how: How) -> None:
-    """`_execute`, and how what it runs on and what comes out compare with the manifest."""
-    manifest = read_manifest(Path(str(how.manifest)))
-    for difference in differing(manifest, run):
-        display.say(f"other   {difference}")
+def _run(config: Config, root: Path, selection: Selection, chosen: RunOptions, display: Display) -> Outcome:
+    return run(config, root, stages=selection, force=chosen.force, display=display, trackers=chosen.trackers)
+
+
+def _reproduce(config: Config, root: Path, selection: Selection, chosen: RunOptions, display: Display) -> Outcome:
+    """The run, and how what it runs on and what comes out compare with the manifest."""
+    manifest = read_manifest(Path(str(chosen.manifest)))
+    with exclusive(root, display):
+        for difference in differing(manifest, RunDirectory.create(root, config, force=chosen.force)):
+            display.say(f"other   {difference}")
     try:
-        _execute(names, run, display, how)
+        return _run(config, root, selection, chosen, display)
     finally:
-        display.say(compared(manifest, run))
+        display.say(compared(manifest, RunDirectory(root, config)))
+
+
+def _finish(outcome: Outcome, chosen: RunOptions) -> None:
+    """Prints the metrics where they are asked for, and raises what the gates say, which becomes the exit code."""
+    if chosen.as_json:
+        click.echo(json.dumps(dict(outcome.metrics), indent=2))
+    if error := failure(outcome.verdicts, outcome.directory):
+        raise error
+
+
+def _require_another_place(root: Path, chosen: RunOptions) -> None:
+    if chosen.manifest and Path(chosen.manifest).resolve().parent == root.resolve():
+        raise UsageError(f"--from-manifest '{chosen.manifest}' is of the run in '{root}' itself: give another --output")
+
+
+def _default_output(config: Config) -> Path:
+    """runs/resnet50-digits-0.3-seed0."""
+    words = (config.model.name, config.data.source.rstrip("/").rpartition("/")[2], *_target_words(config))
+    safe = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in word).strip("-") for word in words)
+    return Path("runs") / f"{safe}-seed{config.seed}"
+
+
+def _target_words(config: Config) -> list[str]:
+    """0.3 for a FLOPs target; other costs are named."""
+    return [target.written if cost == "flops" else f"{cost}{target.written}" for cost, target in config.targets.items()]

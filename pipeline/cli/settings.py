@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from atopipe.pipeline.api import How
 from atopipe.pipeline.cli.doctor import Finding
 from atopipe.pipeline.cli.options import Given
 from atopipe.pipeline.config.flags import FLAGS
@@ -18,11 +17,35 @@ from atopipe.pipeline.rundir.manifest import read_manifest
 from atopipe.pipeline.rundir.plan import Step
 from atopipe.pipeline.rundir.verify import Problem
 from atopipe.pipeline.system.errors import UsageError
+from atopipe.pipeline.tracking.mirror import NEEDS
 
 
-def _list(entries: Sequence[Finding | Problem | Step], *, machine: bool) -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a command that are no settings of the run.
+
+    `as_json`, `quiet`: what is printed; `force`, `first`, `last`: which stages run; `dry`: none does; `manifest`: the
+    file that describes the run; `tensorboard`, `mlflow`: where it is mirrored.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    force: bool = False
+    first: str | None = None
+    last: str | None = None
+    dry: bool = False
+    manifest: str | None = None
+    tensorboard: bool = False
+    mlflow: bool = False
+
+    @property
+    def trackers(self) -> list[str]:
+        return [name for name in NEEDS if getattr(self, name)]
+
+
+def show_entries(entries: Sequence[Finding | Problem | Step], *, as_json: bool) -> None:
     """One line for each, or all of them as JSON."""
-    if machine:
+    if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
     for entry in entries:
@@ -44,8 +67,8 @@ def configuration(options: Mapping[str, Given], manifest: str | None = None) -> 
     return load_config(Path(str(file)) if file else None, values)
 
 
-def _parted(options: Mapping[str, Given]) -> tuple[How, dict[str, Given]]:
-    """How the command is to be carried out, and the settings of the run."""
-    names = {field.name for field in fields(How)}
-    how: dict[str, Any] = {name: value for name, value in options.items() if name in names}
-    return How(**how), {name: value for name, value in options.items() if name not in names}
+def parted(options: Mapping[str, Given]) -> tuple[RunOptions, dict[str, Given]]:
+    """What is no setting of the run, and its settings."""
+    names = {field.name for field in fields(RunOptions)}
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+    return RunOptions(**chosen), {name: value for name, value in options.items() if name not in names}

@@ -10,7 +10,7 @@ from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.config.targets import Target
 
 # Settings that leave a run the same run.
-HOW_NOT_WHAT = frozenset({"baseline", "variants", "gates", "threads", "checkpoint_minutes", "preflight"})
+HOW_NOT_WHAT = frozenset({"baseline", "variants", "validation", "gates", "threads", "checkpoint_minutes", "preflight"})
 FULL = "fp32"
 VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
 

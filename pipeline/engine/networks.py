@@ -1,9 +1,11 @@
 """Networks between the stages: saved and loaded as safetensors and JSON, nothing unpickled; run and counted alike."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.system.errors import MissingError
 
 if TYPE_CHECKING:
@@ -39,15 +41,20 @@ def load_dense(context: Context) -> "nn.Module":
     return model.eval()
 
 
-def load_shrunk(context: Context) -> "nn.Module":
-    """The small network of stage shrink."""
+def load_shrunk(run: RunDirectory) -> "nn.Module":
+    """The small network of stage shrink, which its files describe completely."""
+    import torch
     from safetensors.torch import load_file
 
     from atopipe.ato.removal.structure import Structure, cut_model
+    from atopipe.pipeline.models.build import build_model
 
-    structure = Structure.from_json(context.input("shrink", "structure.json").read_text(encoding="utf-8"))
-    model = cut_model(context.workspace.new_model(), structure)
-    model.load_state_dict(load_file(context.input("shrink", "weights.safetensors")))
+    described = run.stages.artifact("shrink", "structure.json").read_text(encoding="utf-8")
+    whole = json.loads(described)
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced
+        model = build_model(whole["model"], whole["classes"], whole["args"])
+    model = cut_model(model, Structure.from_json(described))
+    model.load_state_dict(load_file(run.stages.artifact("shrink", "weights.safetensors")))
     return model.eval()
 
 

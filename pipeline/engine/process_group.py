@@ -7,9 +7,10 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from atopipe.pipeline.system.errors import MissingError
+from atopipe.pipeline.system.signals import StopRequest, handled_by
 
 if TYPE_CHECKING:
     import torch
@@ -29,31 +30,30 @@ class ProcessLostError(MissingError):
 
 
 @contextmanager
-def together(device: "torch.device") -> Iterator[None]:
+def together(device: "torch.device", stop: StopRequest) -> Iterator[None]:
     """While active, the processes of the job can talk: through NCCL between GPUs, through gloo between CPUs.
 
-    Raises ProcessLostError when one of them is gone, or the launcher ends this one because another is.
+    Raises ProcessLostError when one of them is gone, or the launcher ends this one because another is; once they have
+    all been asked to `stop`, the launcher's signal says nothing new.
     """
     import torch
     from torch import distributed as dist
 
-    before = signal.signal(signal.SIGTERM, _stop)
+    def give_up(*_: object) -> None:
+        if not stop.made:
+            raise ProcessLostError(LOST)
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
-        yield
-        dist.destroy_process_group()
-    except RuntimeError as error:
-        if _is_loss(error):
-            raise ProcessLostError(LOST) from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    raise ProcessLostError(LOST)
+    with handled_by(give_up, signal.SIGTERM):
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
+            yield
+            dist.destroy_process_group()
+        except RuntimeError as error:
+            if _is_loss(error):
+                raise ProcessLostError(LOST) from error
+            raise
 
 
 def _is_loss(error: RuntimeError) -> bool:
@@ -69,7 +69,7 @@ def replicated(model: "nn.Module") -> "Forward":
     return DistributedDataParallel(model)
 
 
-def agreed(answers: Sequence[bool]) -> list[bool]:
+def broadcast_flags(answers: Sequence[bool]) -> list[bool]:
     """The first process's answers, in every process."""
     import torch
 
@@ -80,7 +80,7 @@ def agreed(answers: Sequence[bool]) -> list[bool]:
     return [bool(vote) for vote in votes]
 
 
-def shared(content: bytes | None) -> bytes:
+def broadcast_bytes(content: bytes | None) -> bytes:
     """The first process's bytes, in every process; none are no bytes."""
     import torch
 

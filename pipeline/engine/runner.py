@@ -1,11 +1,10 @@
 """Runs stages in order on a run directory, and skips what is complete and unchanged."""
 
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from atopipe.pipeline.engine.process_group import agreed, together
+from atopipe.pipeline.engine.process_group import broadcast_flags, together
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.terminal import Display
@@ -13,8 +12,7 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.system.errors import Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.failures import explain
 from atopipe.pipeline.system.job import Job
-from atopipe.pipeline.system.machine import peak_memory_bytes
-from atopipe.pipeline.system.signals import deferred, told
+from atopipe.pipeline.system.signals import deferred, stop_requested
 from atopipe.pipeline.system.text import duration
 
 
@@ -32,26 +30,20 @@ def execute(
     Raises UsageError where a stage that another one reads is not there or out of date, MissingError where a file of a
     stage that would be skipped is not as that stage left it.
     """
+    workspace = workspace or Workspace(run.config, display)
     try:
         for stage in chosen:
-            run.recover(stage.name)
+            run.stages.recover(stage.name)
             _require(stage.inputs, known, run)
-            if stage.name not in forced and run.is_current(stage):
+            if stage.name not in forced and run.stages.is_current(stage):
                 _skip(stage, run, display)
             else:
-                workspace = workspace or Workspace(run.config, display)
-                _run_stage(Context(stage, run, run.begin(stage.name), workspace, display))
+                _run_stage(stage, run, workspace, display)
     except BaseException:
         with suppress(Exception):  # the records of what is complete; what went wrong before weighs more
-            run.publish(known)
+            run.record.publish(known)
         raise
-    run.publish(known)
-
-
-def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
-    run.check_artifacts(stage.name)
-    run.drop_checkpoints(stage.name)
-    display.say(f"{stage.name:<8} unchanged, skipped")
+    run.record.publish(known)
 
 
 def execute_together(
@@ -63,27 +55,33 @@ def execute_together(
     *,
     forced: Collection[str],
 ) -> None:
-    """`execute` in one process of a job: all of them run the stages that train, rank 0 alone the others.
+    """`execute` in one process of a job: all of them run the distributed stages, rank 0 alone the others.
 
     Which stages are to be run is decided by rank 0; the `run` of every other process is its own, and is thrown away.
     """
     workspace = Workspace(run.config, display)
-    shared = [stage for stage in chosen if stage.distributed]
-    for stage in shared:
-        run.recover(stage.name)
-    with together(workspace.device):
-        wanted = agreed([stage.name in forced or not run.is_current(stage) for stage in shared])
-        trained = [stage for stage, is_wanted in zip(shared, wanted, strict=True) if is_wanted]
+    distributed = [stage for stage in chosen if stage.distributed]
+    for stage in distributed:
+        run.stages.recover(stage.name)
+    with together(workspace.device, workspace.stop):
+        wanted = broadcast_flags([s.name in forced or not run.stages.is_current(s) for s in distributed])
+        trained = [stage for stage, is_wanted in zip(distributed, wanted, strict=True) if is_wanted]
         execute(trained, known, run, display, forced=[stage.name for stage in trained], workspace=workspace)
     if job.rank == 0:
         rest = [stage for stage in chosen if stage not in trained]
         execute(rest, known, run, display, forced=forced, workspace=workspace)
 
 
+def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
+    run.stages.check_artifacts(stage.name)
+    run.stages.drop_checkpoints(stage.name)
+    display.say(f"{stage.name:<8} unchanged, skipped")
+
+
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:
     for stage in known:
-        if stage.name in inputs and not run.is_current(stage):
-            state = "is out of date" if run.result(stage.name) else "is not complete"
+        if stage.name in inputs and not run.stages.is_current(stage):
+            state = "is out of date" if run.stages.result(stage.name) else "is not complete"
             raise UsageError(f"stage {stage.name} of '{run.root}' {state}: run 'atopipe {_command(stage, run)}' first")
 
 
@@ -91,42 +89,41 @@ def _command(stage: Stage, run: RunDirectory) -> str:
     return f"run --output {run.root} ..." if stage.distributed else f"{stage.name} {run.root}"
 
 
-def _run_stage(context: Context) -> None:
-    stage, run, name = context.stage, context.run, context.stage.name
-    run.event("stage started", stage=name)
-    context.display.begin(name)
-    started = time.perf_counter()
-    with _given_up_on_error(context):
-        metrics = stage.run(context)
-    seconds = time.perf_counter() - started
-    with deferred():
-        with _given_up_on_error(context):
-            run.commit(stage, metrics, seconds, peak_memory_bytes())
-        run.event("stage complete", stage=name, seconds=seconds, metrics=dict(metrics))
-    context.display.say(f"{name:<8} {duration(seconds)}")
-    if context.workspace.stop.made or told.made:
+def _run_stage(stage: Stage, run: RunDirectory, workspace: Workspace, display: Display) -> None:
+    name = stage.name
+    run.record.event("stage started", stage=name)
+    display.begin(name)
+    with ExitStack() as until_recorded:
+        with _failure_recorded(name, run, display), run.stages.writing(stage) as attempt:
+            with workspace.limited_threads():
+                attempt.metrics = stage.run(Context(stage, run, attempt.folder, workspace, display))
+            until_recorded.enter_context(deferred())  # Ctrl-C waits until the stage is complete, and on record
+        run.record.event("stage complete", stage=name, seconds=attempt.seconds, metrics=dict(attempt.metrics))
+    display.say(f"{name:<8} {duration(attempt.seconds)}")
+    if workspace.stop.made or stop_requested.made:
         raise Interrupted(f"interrupted after stage {name}: run it again to go on")
 
 
 @contextmanager
-def _given_up_on_error(context: Context) -> Iterator[None]:
-    """Drops what the stage has begun if it fails in here, and tells the error with its stage."""
-    run, name = context.run, context.stage.name
+def _failure_recorded(name: str, run: RunDirectory, display: Display) -> Iterator[None]:
+    """Writes down that the stage failed if it does in here, and tells the error with its stage."""
     try:
         yield
     except BaseException as error:
-        run.abandon(name)
-        run.event("stage failed", stage=name, error=f"{type(error).__name__}: {error}")
-        raise _named(error, name, run.root) from error
+        run.record.event("stage failed", stage=name, error=f"{type(error).__name__}: {error}")
+        was_asked = isinstance(error, KeyboardInterrupt) or stop_requested.made
+        raise (_interrupted(name, run.root) if was_asked else _placed(error, run.root)) from error
     finally:
-        context.display.stop()
+        display.stop()
 
 
-def _named(error: BaseException, stage: str, root: Path) -> BaseException:
-    """The same error, told with the stage and the folder where that helps."""
-    if isinstance(error, KeyboardInterrupt) or told.made:
-        return Interrupted(
-            f"interrupted in stage {stage}: what is complete in '{root}' stays usable, run it again to go on"
-        )
+def _interrupted(stage: str, root: Path) -> Interrupted:
+    return Interrupted(
+        f"interrupted in stage {stage}: what is complete in '{root}' stays usable, run it again to go on"
+    )
+
+
+def _placed(error: BaseException, root: Path) -> BaseException:
+    """The same error, told with the folder where that helps."""
     failure = explain(error, root) if isinstance(error, OSError) else None
     return MissingError(failure.message) if failure else error

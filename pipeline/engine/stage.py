@@ -27,7 +27,7 @@ class Context:
 
     def input(self, stage: str, name: str) -> Path:
         """A file another stage wrote, checked against its digest."""
-        return self.run.artifact(stage, name)
+        return self.run.stages.artifact(stage, name)
 
 
 def always(config: Config) -> bool:
@@ -40,9 +40,11 @@ class Stage(StageSpec):
     """A step of a run: everything there is to say of it, in its own file.
 
     `run` writes files and returns flat metrics; `wanted`: whether a run of that configuration goes through it;
-    `distributed`: whether every process of a job takes part in it, or the first one alone.
+    `distributed`: whether every process of a job takes part in it, or the first one alone; `remedy`: the option that
+    makes a run want it, if not every run does.
     """
 
     run: Callable[[Context], Mapping[str, float]]
     wanted: Callable[[Config], bool] = always
     distributed: bool = False
+    remedy: str = ""

@@ -1,16 +1,19 @@
-"""What the stages that train share: their batches, what is shown and recorded, what they leave."""
+"""What the stages that train share: their batches, what keeps their snapshots, what is shown, what they leave."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.engine.process_group import shared
+from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.rundir.checkpoints import Checkpoints, unpacked
 from atopipe.pipeline.rundir.layout import EXECUTION
 from atopipe.pipeline.system.files import write_json
+from atopipe.pipeline.system.job import all_reduce_min
+from atopipe.pipeline.system.signals import StopRequest, handled_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,74 +23,81 @@ if TYPE_CHECKING:
     from atopipe.ato.training.loop import EpochRecord, Keeper, Progress
     from atopipe.pipeline.data.dataset import Batches, SplitBatches
 
-
-def train_batches(context: Context) -> "SplitBatches":
-    """Shuffled and augmented, this process's share of each; the same order in every stage and process of a run."""
-    from atopipe.pipeline.data.dataset import Share
-
-    workspace = context.workspace
-    size, order = context.config.recipe.batch_size, workspace.generator(1)
-    share = Share(workspace.job.rank, workspace.job.size)
-    return workspace.data.train.batches(size, device=workspace.device, generator=order, share=share)
+    Report = Callable[[Progress | EpochRecord], None]
 
 
-def val_batches(context: Context) -> "Batches":
-    """This process's share of the validation set."""
-    from atopipe.pipeline.data.dataset import Share
+@dataclass(frozen=True)
+class SessionBatches:
+    """`train`: as `Workspace.train_batches` has them; `val`: as `Workspace.val_batches` has them."""
 
-    workspace = context.workspace
-    share = Share(workspace.job.rank, workspace.job.size)
-    return workspace.data.val.batches(context.config.recipe.batch_size, device=workspace.device, share=share)
+    train: "SplitBatches"
+    val: "Batches"
 
 
 @contextmanager
-def checkpointed(context: Context) -> "Iterator[Keeper]":
-    """What keeps the snapshots of this stage; while active, Ctrl-C and SIGTERM wait for the end of a step.
+def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Keeper, Report]]":
+    """The batches, what keeps the snapshots, and what shows and records the progress of a stage that trains.
 
-    In a job of several processes the first one keeps them, and all of them go on from its last.
+    While active, Ctrl-C and SIGTERM wait for the end of a step. In a job of several processes the first one keeps the
+    snapshots, and all of them resume from its last one and stop after the same step.
     """
-    run, job, stop = context.run, context.workspace.job, context.workspace.stop
-    checkpoints = Checkpoints(
-        run.checkpoints(context.stage.name),
-        run.key(context.stage),
-        context.config.checkpoint_minutes,
-        stop,
-        context.display.say,
-        lambda step, seconds: run.event("checkpoint", step=step, seconds=seconds),
-    )
-    run.event("training started", stage=context.stage.name)
-    if job.size > 1:
-        yield Together(checkpoints, first=job.rank == 0)
-    else:
+    workspace, stop = context.workspace, context.workspace.stop
+    context.run.record.event("training started", stage=context.stage.name)
+    batches = SessionBatches(workspace.train_batches(), workspace.val_batches())
+    checkpoints, report = _checkpoints(context), _reporter(context)
+    if workspace.job.size == 1:
         with stop.listening():
-            yield checkpoints
+            yield batches, checkpoints, report
+        return
+    asked = StopRequest()
+    with handled_by(asked.note, signal.SIGINT, signal.SIGTERM):
+        yield batches, DistributedCheckpoints(checkpoints, asked, stop, first=workspace.job.rank == 0), report
 
 
-class Together:
-    """The checkpoints of a job of several processes."""
+def _checkpoints(context: Context) -> Checkpoints:
+    run = context.run
+    return Checkpoints(
+        run.stages.checkpoints(context.stage.name),
+        run.stages.key(context.stage),
+        context.config.checkpoint_minutes,
+        context.workspace.stop,
+        context.display.say,
+        lambda step, seconds: run.record.event("checkpoint", step=step, seconds=seconds),
+    )
 
-    def __init__(self, checkpoints: Checkpoints, *, first: bool) -> None:
-        self.checkpoints, self.first = checkpoints, first
+
+class DistributedCheckpoints:
+    """The checkpoints of a job of several processes: `asked` is this one's request to stop, `stop` that of the job."""
+
+    def __init__(self, checkpoints: Checkpoints, asked: StopRequest, stop: StopRequest, *, first: bool) -> None:
+        self.checkpoints, self.asked, self.stop, self.first = checkpoints, asked, stop, first
 
     def latest(self) -> "Snapshot | None":
         """The first process's newest snapshot, in all of them."""
-        content = shared(self.checkpoints.latest_bytes() if self.first else None)
+        content = broadcast_bytes(self.checkpoints.latest_bytes() if self.first else None)
         return unpacked(content) if content else None
 
     def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
-        """The first process keeps a snapshot if it is time for one."""
+        """The first process keeps a snapshot if it is time for one, or if one process was asked to stop.
+
+        Then all of them raise KeyboardInterrupt, after the same step.
+        """
+        self.stop.made = not all_reduce_min(int(not self.asked.made))
         if self.first:
-            self.checkpoints.after_step(phase, take)
+            self.checkpoints.keep(phase, take)
+        if self.stop.made:
+            all_reduce_min(0)  # until the snapshot is on disk: the launcher ends the others when the first one leaves
+            raise KeyboardInterrupt
 
 
-def reporter(context: Context) -> "Callable[[Progress | EpochRecord], None]":
+def _reporter(context: Context) -> "Report":
     """Shows every step and every epoch, and records the epochs."""
     from atopipe.ato.training.loop import EpochRecord
 
     def report(happened: "Progress | EpochRecord") -> None:
         if isinstance(happened, EpochRecord):
             context.display.epoch(happened)
-            context.run.event("epoch", **asdict(happened))
+            context.run.record.event("epoch", **asdict(happened))
         else:
             context.display.progress(happened)
 

@@ -1,6 +1,8 @@
 """What the stages of one process share: device, data, network. Loaded once, when first asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,24 +21,48 @@ if TYPE_CHECKING:
     from atopipe.ato.execution import Execution, Forward
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.budget import Budget
-    from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.data.dataset import Batches, Data, SplitBatches
     from atopipe.pipeline.engine.preflight import Rehearsal
 
 
+class Stream(IntEnum):
+    """The random streams of a run: each is drawn from for one purpose only, so that none depends on another's use."""
+
+    GROUPS = 0
+    BATCHES = 1
+    TRAINING = 2
+    PROOF = 3
+    PREFLIGHT = 4
+    CALIBRATION = 5
+
+
 class Workspace:
-    """Sets torch's threads, and announces the device and the data set once each."""
+    """What is loaded for the run `config`; the `display` is told of the device and the data when they are."""
 
     def __init__(self, config: Config, display: Display) -> None:
-        import torch
-
-        from atopipe.pipeline.system.machine import available_processors
-
         self.config = config
         self.display = display
         self.job = this_job()
         self.stop = StopRequest()
-        self.threads = config.threads or available_processors()
+
+    @cached_property
+    def threads(self) -> int:
+        """CPU threads of torch and ONNX Runtime: as configured, or this process's share of what the job may use."""
+        from atopipe.pipeline.system.machine import available_processors
+
+        return self.config.threads or available_processors()
+
+    @contextmanager
+    def limited_threads(self) -> Iterator[None]:
+        """While active, torch computes with `threads`; then with as many as before."""
+        import torch
+
+        before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @cached_property
     def device(self) -> "torch.device":
@@ -107,6 +133,24 @@ class Workspace:
         self.display.say(f"data    {data.description}")
         return data
 
+    def train_batches(self) -> "SplitBatches":
+        """Shuffled and augmented, this process's share of each; the same order in every stage and process of a run.
+
+        Raises DataError where there are too few images for one.
+        """
+        from atopipe.pipeline.data.dataset import Share
+
+        size, order = self.config.recipe.batch_size, self.generator(Stream.BATCHES)
+        share = Share(self.job.rank, self.job.size)
+        return self.data.train.batches(size, device=self.device, generator=order, share=share)
+
+    def val_batches(self) -> "Batches":
+        """This process's share of the validation set."""
+        from atopipe.pipeline.data.dataset import Share
+
+        share = Share(self.job.rank, self.job.size)
+        return self.data.val.batches(self.config.recipe.batch_size, device=self.device, share=share)
+
     def check_model(self) -> None:
         """Refuses a torchvision model that cannot be built before the images, which may take minutes, are read."""
         from atopipe.pipeline.models.build import build_model
@@ -142,7 +186,7 @@ class Workspace:
 
         settings = self.config.model
         try:
-            found = find_groups(model, self.example, self.generator())
+            found = find_groups(model, self.example, self.generator(Stream.GROUPS))
         except (GraphError, NoGroupsError) as error:
             raise UsageError(f"model '{settings.name}' cannot be pruned: {error}") from error
         return choose(found, model, keep=settings.keep, only=settings.only)
@@ -156,7 +200,7 @@ class Workspace:
         from atopipe.pipeline.engine.preflight import rehearse
         from atopipe.validate.parity import ParityError
 
-        align, generator, name = self.config.recipe.align, self.generator(4), self.config.model.name
+        align, generator, name = self.config.recipe.align, self.generator(Stream.PREFLIGHT), self.config.model.name
         try:
             with torch.random.fork_rng(devices=[]):  # a run with a rehearsal draws what one without draws
                 rehearsal = rehearse(model, groups, budgets, self.example, align=align, generator=generator)
@@ -169,12 +213,12 @@ class Workspace:
             )
         return rehearsal
 
-    def generator(self, offset: int = 0) -> "torch.Generator":
-        """A CPU generator of the run's seed; an `offset` gives a stream of its own, unlike that of any other seed."""
+    def generator(self, stream: Stream) -> "torch.Generator":
+        """A CPU generator of that stream of the run's seed, unlike that of any other seed."""
         import numpy as np
         import torch
 
-        state = np.random.SeedSequence([self.config.seed, offset]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self.config.seed, int(stream)]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
 
     def images(self, count: int) -> "Tensor":

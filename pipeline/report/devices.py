@@ -92,5 +92,5 @@ def devices_of(run: RunDirectory) -> list[Device]:
 
 def _delivered(run: RunDirectory, variant: str) -> str:
     """The digest of a variant of the run's model, or `none`."""
-    result = run.result("export" if variant == FULL else "quantize")
+    result = run.stages.result("export" if variant == FULL else "quantize")
     return result.artifacts.get(file_of(variant), "none") if result else "none"

@@ -13,8 +13,7 @@ from atopipe.pipeline.report.charts import training_chart, width_chart
 from atopipe.pipeline.report.results import verdict_of
 from atopipe.pipeline.report.summary import Summary, gate_title
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import LIBRARIES, MODEL, Result, file_of
-from atopipe.pipeline.system.machine import hardware, library_versions
+from atopipe.pipeline.rundir.layout import MODEL, Result, file_of, versions_of
 from atopipe.pipeline.system.text import milliseconds, needed_runtime, scaled
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -74,7 +73,7 @@ def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> st
         parity=_parity(run),
         chain=results,
         models=_models(run, results),
-        environment=_environment(run),
+        environment=_environment(run, results),
         command=shlex.join(["atopipe", "run", "--config", "config.yaml"]),
     )
 
@@ -87,7 +86,7 @@ def _models(run: RunDirectory, results: Sequence[Result]) -> dict[str, str]:
 
 
 def _read(run: RunDirectory, stage: str, name: str) -> Any:
-    return json.loads(run.artifact(stage, name).read_text(encoding="utf-8"))
+    return json.loads(run.stages.artifact(stage, name).read_text(encoding="utf-8"))
 
 
 def _images(run: RunDirectory) -> int:
@@ -141,7 +140,7 @@ def _charts(run: RunDirectory) -> dict[str, str]:
     from markupsafe import Markup
     from safetensors.numpy import load_file
 
-    masks = load_file(run.artifact("train", "masks.safetensors"))
+    masks = load_file(run.stages.artifact("train", "masks.safetensors"))
     names = sorted(masks, key=_natural)
     before, after = [len(masks[name]) for name in names], [int(masks[name].sum()) for name in names]
     charts = {
@@ -191,8 +190,10 @@ def _parity(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def _environment(run: RunDirectory) -> dict[str, str]:
-    machine = {key: str(value) for key, value in hardware().items() if key != "memory_bytes"}
-    memory = {"memory": f"{hardware()['memory_bytes'] / 2**30:.1f} GiB"}
+def _environment(run: RunDirectory, results: Sequence[Result]) -> dict[str, str]:
+    """The machine that trained, and the libraries of all stages."""
+    hardware = dict(results[0].machine.get("hardware", {}))
+    memory = {"memory": f"{hardware.pop('memory_bytes') / 2**30:.1f} GiB"} if hardware else {}
+    machine = {key: str(value) for key, value in hardware.items()}
     trained = {f"training: {key}": str(value) for key, value in _read(run, "train", "execution.json").items()}
-    return {**machine, **memory, **trained, **library_versions(LIBRARIES)}
+    return {**machine, **memory, **trained, **versions_of(results)}

@@ -11,7 +11,6 @@ from atopipe.pipeline.report.devices import devices_of
 from atopipe.pipeline.report.summary import Summary, VariantRow, summarise
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import MODEL, Result
-from atopipe.pipeline.system.errors import GateFailed, Inconclusive, ParityGateFailed
 from atopipe.pipeline.system.files import write_text
 from atopipe.pipeline.system.text import milliseconds, scaled
 
@@ -26,65 +25,31 @@ def publish_verdict(run: RunDirectory, results: Sequence[Result]) -> None:
 
 def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
     """The verdicts of stage validate."""
-    gates: list[dict[str, Any]] = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
+    gates: list[dict[str, Any]] = json.loads(run.stages.artifact("validate", "gates.json").read_text(encoding="utf-8"))
     return gates
 
 
 def results_of(run: RunDirectory, names: Iterable[str]) -> list[Result]:
     """Of the complete ones of these stages."""
-    return [result for name in names if (result := run.result(name))]
+    return [result for name in names if (result := run.stages.result(name))]
 
 
 def summary_of(run: RunDirectory, results: Sequence[Result]) -> Summary:
     """What these results of a run whose stages up to validate are complete come to."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     seconds = sum(result.seconds for result in results)
-    model = run.artifact("export", MODEL)
+    model = run.stages.artifact("export", MODEL)
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
     summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
     devices = tuple(device.sentence() for device in devices_of(run))
     return replace(summary, devices=devices, variants=rows_of(run, metrics))
 
 
-PARITY_GATES = ("parity.max_rel_diff", "parity.float64_rel_diff", "parity.rounding_ratio")
-EQUIVALENCE_GATES = ("lossless.max_rel_diff", *PARITY_GATES)
-
-
-def require_equivalence(run: RunDirectory) -> None:
-    """Raises ParityGateFailed where the delivered model was found not to be the trained one."""
-    broken = [reason for name, reason in _reasons(run, "fail").items() if name in EQUIVALENCE_GATES]
-    if broken:
-        raise ParityGateFailed(f"the delivered model is not the trained one: {'; '.join(broken)}")
-
-
-def raise_verdict(run: RunDirectory) -> None:
-    """Turns the gates of a complete validate stage into the exit code; a failed equivalence outweighs the rest."""
-    require_equivalence(run)
-    failed, unclear = _reasons(run, "fail"), _reasons(run, "inconclusive")
-    if failed:
-        raise GateFailed(f"gate failed: {'; '.join(failed.values())}")
-    if unclear:
-        raise Inconclusive(f"inconclusive: {'; '.join(unclear.values())}: {_remedy(unclear, run)}")
-
-
-def _reasons(run: RunDirectory, outcome: str) -> dict[str, str]:
-    """Of the gates with that outcome, by their names."""
-    gates = json.loads(run.artifact("validate", "gates.json").read_text(encoding="utf-8"))
-    return {gate["name"]: gate["reason"] for gate in gates if gate["outcome"] == outcome}
-
-
-def _remedy(unclear: Mapping[str, str], run: RunDirectory) -> str:
-    """The interval of the accuracy is the same each time the same images are measured; that of the latency is not."""
-    if all(name.startswith("accuracy.") for name in unclear):
-        return "more validation images would narrow the interval"
-    return f"measure again with 'atopipe validate {run.root} --force'"
-
-
 def verdict_of(run: RunDirectory) -> dict[str, Any]:
     """What stage validate decided, as `as_json` has it; fp32 alone where no other variant was asked for."""
     if run.config.variants == (FULL,):
         return {"winner": FULL, "kept": [FULL], "dropped": {}}
-    verdict: dict[str, Any] = json.loads(run.artifact("validate", "variants.json").read_text(encoding="utf-8"))
+    verdict: dict[str, Any] = json.loads(run.stages.artifact("validate", "variants.json").read_text(encoding="utf-8"))
     return verdict
 
 

@@ -110,11 +110,11 @@ class LiveDisplay(QuietDisplay):
 Display = QuietDisplay
 
 
-def open_display(*, quiet: bool, machine: bool) -> Display:
-    """The display that fits where the output goes; it leaves standard output alone where that is for a machine."""
+def open_display(*, quiet: bool, as_json: bool) -> Display:
+    """The display that fits where the output goes; it leaves standard output alone where that gets JSON."""
     if quiet:
         return QuietDisplay()
-    stream = sys.stderr if machine else sys.stdout
+    stream = sys.stderr if as_json else sys.stdout
     return LiveDisplay(stream) if stream.isatty() and not os.environ.get("CI") else PlainDisplay(stream)
 
 

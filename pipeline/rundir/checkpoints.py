@@ -55,14 +55,18 @@ class Checkpoints:
         return None
 
     def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
-        """Keep a snapshot if it is time for one, or if the process is to stop; then raises KeyboardInterrupt."""
+        """Keeps a snapshot as `keep` does; raises KeyboardInterrupt if the process is to stop."""
+        self.keep(phase, take)
+        if self.stop.made:
+            raise KeyboardInterrupt
+
+    def keep(self, phase: str, take: "Callable[[], Snapshot]") -> None:
+        """Keeps a snapshot if it is time for one, or if the process is to stop."""
         begun, self.phase = self.phase not in ("", phase), phase
         waited = time.monotonic() - self.saved_at
         due = (begun or waited >= self.interval) and waited >= PATIENCE * self.cost
         if due or self.stop.made:
             self._save(take())
-        if self.stop.made:
-            raise KeyboardInterrupt
 
     def _save(self, snapshot: "Snapshot") -> None:
         start = time.monotonic()

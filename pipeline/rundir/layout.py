@@ -1,7 +1,7 @@
 """The names of what lies in a run directory, and what a complete stage has to say."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from atopipe.pipeline.config.schema import FULL
@@ -11,7 +11,6 @@ RESULT, MANIFEST = "result.json", "manifest.json"
 DEVICES = "devices"  # what other machines measured
 MODEL, DENSE = "model.onnx", "dense.onnx"  # what is delivered, and what it is compared with
 EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
-LIBRARIES = ("atopipe", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,11 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Result:
-    """A complete stage. `depends`: what the key hashes; `artifacts`: file name -> SHA-256."""
+    """A complete stage.
+
+    `depends`: what the key hashes; `artifacts`: file name -> SHA-256; `peak_bytes`: the largest resident memory while
+    it ran; `machine`: the command and the hardware that made it, empty in runs of older versions.
+    """
 
     stage: str
     key: str
@@ -41,11 +44,24 @@ class Result:
     metrics: Mapping[str, float]
     seconds: float
     peak_bytes: int
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of result.json; one without `machine` stays as an older version wrote it."""
+        return {name: value for name, value in asdict(self).items() if name != "machine" or value}
 
     @property
     def digest(self) -> str:
         """Of what the stage produced, for the keys of the stages that read it."""
         return sha256_json({"artifacts": dict(self.artifacts), "metrics": dict(self.metrics)})
+
+
+def versions_of(results: Iterable[Result]) -> dict[str, str]:
+    """The libraries that made these results, each in the version of the first one that depends on it."""
+    versions: dict[str, str] = {}
+    for result in results:
+        versions = {**result.depends["libraries"], **versions}
+    return dict(sorted(versions.items()))
 
 
 def file_of(variant: str) -> str:

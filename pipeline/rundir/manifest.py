@@ -28,7 +28,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def differing(manifest: dict[str, Any], run: RunDirectory) -> Iterator[str]:
     """What is not here as it was there and may change bytes: code, weights, data, libraries, processor, GPU, Python."""
-    yield from (f"{n} has changed" for n, old in manifest["outside"].items() if old != run.outside.get(n))
+    yield from (f"{n} has changed" for n, old in manifest["outside"].items() if old != run.stages.outside.get(n))
     versions = library_versions(manifest["versions"])
     yield from (f"{n} was {old}, is {versions[n]}" for n, old in manifest["versions"].items() if old != versions[n])
     here, there = hardware(), manifest["hardware"]
@@ -41,7 +41,7 @@ def compared(manifest: dict[str, Any], run: RunDirectory) -> str:
     """Whether the delivered model is the manifest's, byte for byte."""
     stage, name = DELIVERED
     digests = {s["stage"]: s["artifacts"].get(name) for s in manifest["stages"]}
-    result = run.result(stage)
+    result = run.stages.result(stage)
     if result is None or digests.get(stage) is None:
         return f"no {name} to compare with that of the manifest"
     same = result.artifacts[name] == digests[stage]

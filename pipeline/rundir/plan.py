@@ -37,10 +37,10 @@ def plan(chosen: Sequence[StageSpec], run: RunDirectory, forced: Collection[str]
 
 def changes(stage: StageSpec, run: RunDirectory) -> list[str]:
     """Why `stage` is not current, one reason for each thing that has changed; none where it is."""
-    result = run.result(stage.name)
+    result = run.stages.result(stage.name)
     if result is None:
         return ["not done yet"]
-    return list(_differences(result.depends, run.depends(stage)))
+    return list(_differences(result.depends, run.stages.depends(stage)))
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

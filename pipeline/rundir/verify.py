@@ -39,7 +39,7 @@ def verify(run: RunDirectory, stages: Iterable[StageSpec]) -> list[Problem]:
     if isinstance(manifest, str):
         return [Problem(MANIFEST, NEVER if manifest == "missing" else manifest)]
     names = {stage["stage"] for stage in manifest["stages"]} | _stages_in(run.root)
-    results = {name: _sealed(run.folder(name) / RESULT) for name in sorted(names)}
+    results = {name: _sealed(run.stages.folder(name) / RESULT) for name in sorted(names)}
     whole = {name: result for name, result in results.items() if isinstance(result, dict)}
     broken = [Problem(f"stages/{name}/{RESULT}", what) for name, what in results.items() if isinstance(what, str)]
     # The files of a stage whose result is broken are judged by the manifest.

@@ -5,7 +5,8 @@ Only where `--baseline` asks for it. Leaves weights.safetensors, history.json an
 
 from atopipe.pipeline.engine.networks import accuracy_of
 from atopipe.pipeline.engine.stage import Context, Stage
-from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.engine.training import save_training, training_session
+from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import as_function
 
 
@@ -17,16 +18,16 @@ def run(context: Context) -> dict[str, float]:
     model = workspace.first_model()
     execution = workspace.execution(model)
     context.display.say("dense   the same training without pruning, for comparison")
-    with checkpointed(context) as keeper:
+    with training_session(context) as (batches, checkpointer, report):
         trained, history = train_dense(
             model.to(workspace.device),
-            train_batches=train_batches(context),
-            val_batches=val_batches(context),
+            train_batches=batches.train,
+            val_batches=batches.val,
             recipe=context.config.recipe,
-            generator=workspace.generator(2),
-            report=reporter(context),
+            generator=workspace.generator(Stream.TRAINING),
+            report=report,
             execution=execution,
-            keeper=keeper,
+            keeper=checkpointer,
         )
     if workspace.job.rank > 0:
         return {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def run(context: Context) -> dict[str, float]:
     from atopipe.export.graph import layer_flops
 
-    small = _write(context, load_shrunk(context), context.folder / MODEL)
+    small = _write(context, load_shrunk(context.run), context.folder / MODEL)
     dense = _write(context, _dense(context), context.folder / DENSE)
     write_json(context.folder / "structure.json", {MODEL: asdict(small), DENSE: asdict(dense)})
     rows = layer_rows(*(layer_flops(context.folder / name) for name in (DENSE, MODEL)))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.engine.stage import Context, Stage
+from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.rundir.layout import MODEL, file_of
 from atopipe.pipeline.system.files import write_json
 
@@ -37,7 +38,7 @@ def run(context: Context) -> dict[str, float]:
 
 def _calibration_images(context: Context) -> "NDArray[np.float32]":
     """Training images [N, C, H, W] as they are in use, without augmentation, in the same shares of each class."""
-    data, generator = context.workspace.data, context.workspace.generator(5)
+    data, generator = context.workspace.data, context.workspace.generator(Stream.CALIBRATION)
     drawn = data.subset(min(CALIBRATION_IMAGES, len(data.train)), generator).train
     images, _ = next(iter(drawn.batches(len(drawn), device="cpu")))
     return images.numpy()
@@ -50,4 +51,5 @@ STAGE = Stage(
     settings=("data", "variants", "seed"),
     libraries=("torch", "onnx", "onnxruntime"),
     wanted=lambda config: config.has_variants,
+    remedy="'--variants fp32,fp16,int8' to name what to make",
 )

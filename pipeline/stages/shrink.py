@@ -7,6 +7,7 @@ import json
 
 from atopipe.pipeline.engine.networks import load_mask, load_trained
 from atopipe.pipeline.engine.stage import Context, Stage
+from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.system.files import write_json
 
@@ -22,7 +23,8 @@ def run(context: Context) -> dict[str, float]:
     groups = workspace.groups(workspace.new_model())
     mask = load_mask(context, groups)
     small, structure = shrink(model, groups, mask)
-    proof = prove_lossless(model, groups, mask, small, workspace.images(PROOF_IMAGES), workspace.generator(3))
+    images, generator = workspace.images(PROOF_IMAGES), workspace.generator(Stream.PROOF)
+    proof = prove_lossless(model, groups, mask, small, images, generator)
 
     settings = context.config.model
     described = {"model": settings.name, "args": settings.args, "classes": len(workspace.data.labels)}

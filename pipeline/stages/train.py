@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.engine.stage import Context, Stage
-from atopipe.pipeline.engine.training import checkpointed, reporter, save_training, train_batches, val_batches
+from atopipe.pipeline.engine.training import save_training, training_session
+from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
 
@@ -28,7 +29,7 @@ def run(context: Context) -> dict[str, float]:
 
     config, workspace = context.config, context.workspace
     workspace.check_model()
-    batches = train_batches(context)  # refused before the network is traced if they are too large
+    workspace.train_batches()  # refused before the network is traced if they are too large
     model = workspace.first_model()
     groups = workspace.groups(model)
     budgets = [
@@ -42,18 +43,18 @@ def run(context: Context) -> dict[str, float]:
         context.display.say(f"tried   {workspace.rehearse(model, groups, budgets).as_text()}")
 
     execution = workspace.execution(model)
-    with checkpointed(context) as keeper:
+    with training_session(context) as (batches, checkpointer, report):
         trained = train(
             model.to(workspace.device),
             groups,
             budgets,
-            train_batches=batches,
-            val_batches=val_batches(context),
+            train_batches=batches.train,
+            val_batches=batches.val,
             recipe=config.recipe,
-            generator=workspace.generator(2),
-            report=reporter(context),
+            generator=workspace.generator(Stream.TRAINING),
+            report=report,
             execution=execution,
-            keeper=keeper,
+            keeper=checkpointer,
         )
     if workspace.job.rank > 0:
         return {}

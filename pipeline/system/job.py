@@ -40,7 +40,7 @@ def this_job() -> Job:
     return Job(*(int(os.environ[name]) for name in VARIABLES[:4]))
 
 
-def least(value: int) -> int:
+def all_reduce_min(value: int) -> int:
     """The smallest of the values that the processes have, while they are together."""
     import torch
     from torch import distributed as dist

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from atopipe.pipeline.system.control_groups import cpu_quota, free_memory
 from atopipe.pipeline.system.errors import MissingError
 from atopipe.pipeline.system.job import this_job
 
+PROCESS_STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PEAK_OF_RESIDENT_SIZE = "5"  # what the kernel forgets when this is written to clear_refs (proc(5))
 ORT_PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 PACKAGES = {"onnxruntime": ORT_PACKAGES, "mlflow": ("mlflow", "mlflow-skinny")}  # where a module has several
 
@@ -38,13 +41,26 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size this process has had."""
+    """The largest resident size this process has had, on Linux since `reset_peak_memory`.
+
+    Linux begins `ru_maxrss` of a new process with the size of its parent; VmHWM is the process's own.
+    """
+    if PROCESS_STATUS.exists():
+        lines = PROCESS_STATUS.read_text().splitlines()
+        if own := [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]:
+            return own[0] * 1024
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Begins the measurement of `peak_memory_bytes` anew, where the kernel lets the process do that."""
+    with suppress(OSError):
+        CLEAR_REFS.write_text(PEAK_OF_RESIDENT_SIZE)
 
 
 def is_installed(package: str) -> bool:

@@ -1,6 +1,11 @@
-"""Ctrl-C and SIGTERM: a stage is given up at once, training ends after the step it is in."""
+"""Ctrl-C and SIGTERM: a stage is given up at once, training ends after the step it is in.
+
+Handlers belong to the main thread of a program: called from another one, as by a scheduler of trials or a notebook's
+worker, everything here leaves the signals to whoever owns them.
+"""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,22 +25,26 @@ class StopRequest:
             raise KeyboardInterrupt
         self.made = True
 
+    def note(self, *_: object) -> None:
+        """The same, where being asked again says nothing new: the launcher of a job repeats what its processes got."""
+        self.made = True
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While active, Ctrl-C and SIGTERM make the request."""
-        with _handled_by(self.make):
+        with handled_by(self.make, signal.SIGINT, signal.SIGTERM):
             yield
 
 
-told = StopRequest()
+stop_requested = StopRequest()
 """Whether this process was told to end: a library may make another error of the KeyboardInterrupt, or lose it."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """While active, SIGTERM does what Ctrl-C does, so that a stage can put away what it has begun."""
-    told.made = False
-    with _handled_by(_interrupt):
+    stop_requested.made = False
+    with handled_by(_interrupt, signal.SIGINT, signal.SIGTERM):
         yield
 
 
@@ -43,15 +52,19 @@ def terminable() -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """While active, Ctrl-C and SIGTERM wait; at the end they do what Ctrl-C does."""
     request = StopRequest()
-    with _handled_by(lambda *_: setattr(request, "made", True)):
+    with handled_by(request.note, signal.SIGINT, signal.SIGTERM):
         yield
     if request.made:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _handled_by(handler: Handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def handled_by(handler: Handler, *numbers: signal.Signals) -> Iterator[None]:
+    """While active, these signals are the handler's; on the main thread, which alone may set one, and not elsewhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -60,5 +73,5 @@ def _handled_by(handler: Handler) -> Iterator[None]:
 
 
 def _interrupt(*_: object) -> None:
-    told.made = True
+    stop_requested.made = True
     raise KeyboardInterrupt

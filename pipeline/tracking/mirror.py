@@ -89,7 +89,7 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
     past = [] if force or not names else current(read_events(run.root / "events.jsonl"))
     for mirror in mirrors:
         mirror.begin(dict(_flat(run.config.resolved())), past)
-        run.followers.append(mirror.follow)
+        run.record.followers.append(mirror.follow)
     outcome = "failed"
     try:
         yield
@@ -102,7 +102,7 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
         raise
     finally:
         for mirror in mirrors:
-            run.followers.remove(mirror.follow)
+            run.record.followers.remove(mirror.follow)
             mirror.end(outcome, run.root)
 
 

@@ -12,7 +12,7 @@ from harness import working_in
 from atopipe.ato.snapshot import Snapshot
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.rundir.checkpoints import Checkpoints
-from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.store import StageStore
 from atopipe.pipeline.system.signals import StopRequest
 
 
@@ -51,13 +51,13 @@ def test_an_older_result_comes_back_where_a_commit_was_cut_off_in_the_middle(fin
 def test_ctrl_c_in_the_middle_of_a_commit_waits_for_its_end(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_in_place = RunDirectory._put_in_place
+    put_in_place = StageStore._put_in_place
 
-    def interrupted(run: RunDirectory, stage: str) -> None:
+    def interrupted(store: StageStore, stage: str) -> None:
         signal.raise_signal(signal.SIGINT)
-        put_in_place(run, stage)
+        put_in_place(store, stage)
 
-    monkeypatch.setattr(RunDirectory, "_put_in_place", interrupted)
+    monkeypatch.setattr(StageStore, "_put_in_place", interrupted)
     with working_in(finished_run):
         assert main(["report", "out", "--force", "--quiet"]) == 130
         assert main(["verify", "out"]) == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
 from atopipe.pipeline.data.sources.image_folder_layout import Files, described, find_splits
-from atopipe.pipeline.system.job import least
+from atopipe.pipeline.system.job import all_reduce_min
 from atopipe.pipeline.system.machine import available_memory
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     resize = resize_for(size)
     # Training images keep the margin of `resize`, from which random windows are cut.
     crops = ((train, resize), (val, size))
-    fits = sum(len(split.paths) * 3 * crop[0] * crop[1] for split, crop in crops) <= least(available_memory()) / 4
+    fits = (
+        sum(len(split.paths) * 3 * crop[0] * crop[1] for split, crop in crops) <= all_reduce_min(available_memory()) / 4
+    )
     images, preprocessing = (_in_memory if fits else _on_disk)(crops, size, resize, on_progress)
     splits = (
         Split(store, torch.frombuffer(bytearray(files.labels), dtype=torch.int64), preprocessing, augmentation)

@@ -18,7 +18,8 @@ from atopipe.pipeline.config.flags import TARGETS
 from atopipe.pipeline.engine.networks import load_shrunk
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
-from atopipe.pipeline.report.results import publish_verdict, require_equivalence, results_of, summary_of, verdict_of
+from atopipe.pipeline.report.results import publish_verdict, results_of, summary_of, verdict_of
+from atopipe.pipeline.report.verdicts import equivalence_failure, verdicts_of
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import MODEL, Result, file_of
 from atopipe.pipeline.stages.bundle.archive import write_sums, write_zip
@@ -72,13 +73,11 @@ def _refuse_another_model(run: RunDirectory, results: Sequence[Result]) -> None:
 
     What an earlier attempt delivered is taken away.
     """
-    try:
-        require_equivalence(run)
-    except ParityGateFailed:
+    if error := equivalence_failure(verdicts_of(run)):
         publish_verdict(run, results)
         shutil.rmtree(run.root / FOLDER, ignore_errors=True)
         (run.root / ARCHIVE).unlink(missing_ok=True)
-        raise
+        raise error
 
 
 def _models(context: Context) -> list[Path]:
@@ -113,7 +112,7 @@ def _write_samples(context: Context, folder: Path) -> None:
     drawn = context.workspace.images(SAMPLES).numpy()
     pixels = ((drawn * std + mean) * 255).round().astype(np.uint8)
     images = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    logits = as_function(load_shrunk(context), torch.device("cpu"))(images)
+    logits = as_function(load_shrunk(context.run), torch.device("cpu"))(images)
     variants = verdict_of(context.run)["kept"][1:]
     photo = _photo()
     arrays = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.stage import Context
-from atopipe.pipeline.report.results import PARITY_GATES
+from atopipe.pipeline.report.verdicts import PARITY_GATES
 from atopipe.pipeline.stages.validate.variants import Variant
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
 
 
 def _metrics_of(context: Context, stage: str) -> Mapping[str, float]:
-    result = context.run.result(stage)
+    result = context.run.stages.result(stage)
     return result.metrics if result else {}
 
 

@@ -66,7 +66,7 @@ def _measure(context: Context) -> Findings:
     delivered = context.input("export", MODEL)
     images = workspace.images(PARITY_IMAGES).numpy()
     device = workspace.device
-    small = load_shrunk(context)
+    small = load_shrunk(context.run)
     export = partial(export_onnx, small, workspace.example, metadata={})
     parity, parting = compare(small, delivered, images, export=export, seed=config.seed)
     accuracies = {

@@ -251,7 +251,7 @@ def test_a_switch_is_on_or_off_or_as_the_recipe_says(
     if variable:
         monkeypatch.setenv("ATOPIPE_LIVE_SHRINK", variable)
     options = cli.commands["inspect"].make_context("inspect", ["--model", "m", *argv]).params
-    del options["machine"]
+    del options["as_json"]
     recipe = configuration({**options, "target_flops": "0.3"}).recipe
     assert (recipe.live_shrink, recipe.compile) == wanted
 

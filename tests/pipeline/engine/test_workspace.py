@@ -1,6 +1,7 @@
 """What the stages share."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,13 @@ def test_a_gpu_that_is_not_there_is_missed() -> None:
     with pytest.raises(MissingError) as caught:
         _ = workspace({"device": "cuda"}).device
     assert str(caught.value) == "--device cuda: torch finds no CUDA GPU here: choose --device cpu, or repair the driver"
+
+
+def test_threads_are_set_where_they_are_used_and_given_back() -> None:
+    before = torch.get_num_threads()
+    shared = workspace({"threads": before + 1})
+    assert torch.get_num_threads() == before
+    with suppress(KeyError), shared.limited_threads():
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before

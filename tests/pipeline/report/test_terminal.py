@@ -123,16 +123,16 @@ def test_a_live_display_shows_the_state_of_training(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert type(open_display(quiet=True, machine=False)) is QuietDisplay
-    plain = open_display(quiet=False, machine=True)
+    assert type(open_display(quiet=True, as_json=False)) is QuietDisplay
+    plain = open_display(quiet=False, as_json=True)
     assert type(plain) is PlainDisplay
     plain.say("to a person")
     assert capsys.readouterr() == ("", "to a person\n")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("CI", "true")
-    assert type(open_display(quiet=False, machine=False)) is PlainDisplay
+    assert type(open_display(quiet=False, as_json=False)) is PlainDisplay
     monkeypatch.delenv("CI")
-    assert type(open_display(quiet=False, machine=False)) is LiveDisplay
+    assert type(open_display(quiet=False, as_json=False)) is LiveDisplay
 
 
 @pytest.mark.parametrize(

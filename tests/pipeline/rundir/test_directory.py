@@ -1,6 +1,9 @@
 """The run directory: keys, atomic commits, what is refused, what is recorded."""
 
 import json
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import StageSpec
 from atopipe.pipeline.system.errors import MissingError, UsageError
-from atopipe.pipeline.system.files import sha256_file, write_bytes, write_text
+from atopipe.pipeline.system.files import read_sealed, sha256_file, sha256_json, write_bytes, write_sealed, write_text
+from atopipe.pipeline.system.machine import hardware, library_versions
 
 
 def spec(
@@ -35,40 +39,45 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def complete(run: RunDirectory, stage: StageSpec, content: str = "x", **metrics: float) -> None:
-    folder = run.begin(stage.name)
-    write_text(folder / "out.txt", content)
-    run.commit(stage, metrics, seconds=2.0, peak_bytes=100)
+    with run.stages.writing(stage) as attempt:
+        write_text(attempt.folder / "out.txt", content)
+        attempt.metrics = metrics
 
 
 def test_a_result_exists_only_after_commit(run: RunDirectory) -> None:
-    folder = run.begin("first")
-    write_text(folder / "out.txt", "half")
-    assert run.result("first") is None
-    assert not run.folder("first").exists()
-    run.commit(FIRST, {"a.b": 1.0}, 2.0, 100)
-    result = run.result("first")
+    with run.stages.writing(FIRST) as attempt:
+        write_text(attempt.folder / "out.txt", "half")
+        assert run.stages.result("first") is None
+        assert not run.stages.folder("first").exists()
+        attempt.metrics = {"a.b": 1.0}
+    result = run.stages.result("first")
     assert result is not None
-    assert result.artifacts == {"out.txt": sha256_file(run.folder("first") / "out.txt")}
+    assert result.artifacts == {"out.txt": sha256_file(run.stages.folder("first") / "out.txt")}
     assert result.metrics == {"a.b": 1.0}
     assert [path.name for path in (run.root / "stages").iterdir()] == ["first"]
 
 
 def test_an_interrupted_attempt_leaves_the_old_result_and_its_remains_are_dropped(run: RunDirectory) -> None:
     complete(run, FIRST, "old")
-    write_text(run.begin("first") / "rubbish.txt", "half")
-    assert run.artifact("first", "out.txt").read_text() == "old"
+    with suppress(KeyboardInterrupt), run.stages.writing(FIRST) as attempt:
+        write_text(attempt.folder / "rubbish.txt", "half")
+        raise KeyboardInterrupt
+    assert [path.name for path in (run.root / "stages").iterdir()] == ["first"]
+    (run.root / "stages" / ".first.partial").mkdir()  # of a process that was killed
+    write_text(run.root / "stages" / ".first.partial" / "rubbish.txt", "half")
+    assert run.stages.artifact("first", "out.txt").read_text() == "old"
     complete(run, FIRST, "new")
-    assert {path.name for path in run.folder("first").iterdir()} == {"out.txt", "result.json"}
-    assert run.artifact("first", "out.txt").read_text() == "new"
+    assert {path.name for path in run.stages.folder("first").iterdir()} == {"out.txt", "result.json"}
+    assert run.stages.artifact("first", "out.txt").read_text() == "new"
 
 
 def test_a_stage_is_current_until_something_it_depends_on_changes(run: RunDirectory) -> None:
-    assert not run.is_current(FIRST)
+    assert not run.stages.is_current(FIRST)
     complete(run, FIRST)
-    assert run.is_current(FIRST)
-    assert RunDirectory(run.root, config(target_flops=0.4)).is_current(FIRST)
-    assert not RunDirectory(run.root, config(seed=1)).is_current(FIRST)
-    assert not run.is_current(spec("first", libraries=("numpy", "torch")))
+    assert run.stages.is_current(FIRST)
+    assert RunDirectory(run.root, config(target_flops=0.4)).stages.is_current(FIRST)
+    assert not RunDirectory(run.root, config(seed=1)).stages.is_current(FIRST)
+    assert not run.stages.is_current(spec("first", libraries=("numpy", "torch")))
 
 
 @pytest.mark.parametrize(("content", "metrics"), [("y", {}), ("x", {"m": 1.0})], ids=["artifact", "metric"])
@@ -78,60 +87,123 @@ def test_a_change_upstream_makes_what_reads_it_stale(
     complete(run, FIRST, "x")
     complete(run, SECOND)
     complete(run, FIRST, "x")
-    assert run.is_current(SECOND)
+    assert run.stages.is_current(SECOND)
     complete(run, FIRST, content, **metrics)
-    assert not run.is_current(SECOND)
+    assert not run.stages.is_current(SECOND)
 
 
 def test_a_stale_stage_is_in_no_record(run: RunDirectory) -> None:
     complete(run, FIRST, m=1.0)
     complete(run, SECOND, n=2.0)
-    assert {"m", "n"} < set(run.publish((FIRST, SECOND)))
+    assert {"m", "n"} < set(run.record.publish((FIRST, SECOND)))
     complete(run, FIRST, m=3.0)
-    metrics = run.publish((FIRST, SECOND))
-    assert metrics == {"m": 3.0, "memory.peak_bytes": 100, "time.first_s": 2.0, "time.total_s": 2.0}
+    metrics = run.record.publish((FIRST, SECOND))
+    assert set(metrics) == {"m", "memory.peak_bytes", "time.first_s", "time.total_s"}
+    assert (metrics["m"], metrics["time.total_s"]) == (3.0, metrics["time.first_s"])
     assert json.loads((run.root / "metrics.json").read_text()) == metrics
 
 
 def test_the_manifest_chains_the_digests(run: RunDirectory) -> None:
     complete(run, FIRST)
     complete(run, SECOND)
-    run.publish((FIRST, SECOND))
+    run.record.publish((FIRST, SECOND))
     manifest = json.loads((run.root / "manifest.json").read_text())
     first, second = manifest["stages"]
     assert second["inputs"] == {"first": first["digest"]}
-    assert first["artifacts"] == {"out.txt": sha256_file(run.folder("first") / "out.txt")}
+    assert first["artifacts"] == {"out.txt": sha256_file(run.stages.folder("first") / "out.txt")}
     assert {"command", "seed", "versions", "hardware"} <= set(manifest)
 
 
 def test_a_changed_artifact_is_not_handed_out(run: RunDirectory) -> None:
     complete(run, FIRST)
-    path = run.folder("first") / "out.txt"
+    path = run.stages.folder("first") / "out.txt"
     path.write_text("y")
     with pytest.raises(MissingError) as caught:
-        run.artifact("first", "out.txt")
+        run.stages.artifact("first", "out.txt")
     assert str(caught.value) == f"'{path}' has changed since stage first wrote it: run again with --from first"
+
+
+def test_a_change_is_noticed_in_a_file_that_was_read_before(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one that leaves the size and the time of change as they were; until then it is read once."""
+    complete(run, FIRST)
+    path = run.stages.folder("first") / "out.txt"
+    old = time.time() - 60
+    os.utime(path, (old, old))
+    monkeypatch.setattr("atopipe.pipeline.rundir.store.SETTLED_NS", 50_000_000)
+    time.sleep(0.1)
+    assert [run.stages.artifact("first", "out.txt") for _ in range(2)] == [path, path]
+    with monkeypatch.context() as patch:
+        patch.setattr("atopipe.pipeline.rundir.store.sha256_file", lambda path: pytest.fail("it is read again"))
+        run.stages.artifact("first", "out.txt")
+    path.write_text("y")
+    os.utime(path, (old, old))
+    with pytest.raises(MissingError, match="has changed since stage first wrote it"):
+        run.stages.artifact("first", "out.txt")
+
+
+def test_the_manifest_says_what_made_each_stage(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later command on another machine changes nothing of what is said of the training."""
+    there = {"cpu": "the one that trained", "gpu": "a large one", "memory_bytes": 1}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("atopipe.pipeline.rundir.store.hardware", lambda: there)
+        elsewhere.setattr("sys.argv", ["atopipe", "train"])
+        complete(run, FIRST)
+    monkeypatch.setattr("sys.argv", ["atopipe", "report"])
+    complete(run, SECOND)
+    run.record.publish((FIRST, SECOND))
+    manifest = read_sealed(run.root / "manifest.json")
+    first, second = manifest["stages"]
+    assert manifest["hardware"] == first["hardware"] == there
+    assert (manifest["command"], first["command"], second["command"]) == (["train"], ["train"], ["report"])
+    assert second["hardware"]["cpu"] == hardware()["cpu"]
+    assert manifest["versions"] == library_versions(["atopipe", "numpy"])
+
+
+def test_a_result_of_an_older_version_keeps_its_digest(run: RunDirectory) -> None:
+    complete(run, FIRST)
+    path = run.stages.folder("first") / "result.json"
+    older = {name: value for name, value in read_sealed(path).items() if name != "machine"}
+    write_sealed(path, older)
+    run.record.publish((FIRST,))
+    assert read_sealed(run.root / "manifest.json")["stages"][0]["result"] == sha256_json(older)
+
+
+def test_a_run_whose_settings_no_longer_parse_can_be_replaced(run: RunDirectory) -> None:
+    complete(run, FIRST)
+    (run.root / "config.yaml").write_text("{model: resnet50, target_flops: 0.3, sharpness: 3}")
+    with pytest.raises(UsageError) as caught:
+        RunDirectory.create(run.root, config())
+    reason = "unknown configuration key 'sharpness': "
+    assert str(caught.value).startswith(f"this version of atopipe cannot read the settings of '{run.root}' ({reason}")
+    assert str(caught.value).endswith("or replace the run with 'atopipe run --force'")
+    assert RunDirectory.create(run.root, config(), force=True).config == config()
+    assert RunDirectory.open(run.root).config == config()
+
+
+def test_how_long_latency_is_measured_leaves_a_run_the_same_run(run: RunDirectory) -> None:
+    complete(run, FIRST)
+    RunDirectory.create(run.root, config(**{"validation.latency_s": 60}))
 
 
 def test_a_damaged_result_is_named(run: RunDirectory) -> None:
     complete(run, FIRST)
-    path = run.folder("first") / "result.json"
+    path = run.stages.folder("first") / "result.json"
     path.write_text('{"stage": ')
     with pytest.raises(MissingError) as caught:
-        run.result("first")
+        run.stages.result("first")
     assert str(caught.value) == f"'{path}' is damaged: run again with --from first"
 
 
 def test_the_same_run_opens_again_with_its_configuration(run: RunDirectory) -> None:
     complete(run, FIRST)
     again = RunDirectory.create(run.root, config(threads=1))
-    assert again.is_current(FIRST)
+    assert again.stages.is_current(FIRST)
     assert RunDirectory.open(run.root).config == config(threads=1)
 
 
 def test_a_run_that_never_got_anywhere_gives_way(run: RunDirectory) -> None:
-    run.begin("first")
-    run.abandon("first")
+    with suppress(KeyboardInterrupt), run.stages.writing(FIRST):
+        raise KeyboardInterrupt
     assert RunDirectory.create(run.root, config(seed=1)).config.seed == 1
 
 
@@ -165,8 +237,8 @@ def test_a_file_as_output_and_a_folder_without_run_are_refused(tmp_path: Path) -
 
 
 def test_events_are_appended_one_object_per_line(run: RunDirectory) -> None:
-    run.event("started", stage="first")
-    run.event("complete", stage="first", metrics={"a": 1})
+    run.record.event("started", stage="first")
+    run.record.event("complete", stage="first", metrics={"a": 1})
     events = [json.loads(line) for line in (run.root / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["started", "complete"]
     assert events[0]["time"] <= events[1]["time"]

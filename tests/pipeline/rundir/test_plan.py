@@ -39,8 +39,8 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def complete(run: RunDirectory, stage: StageSpec, content: str = "x") -> None:
-    write_text(run.begin(stage.name) / "out.txt", content)
-    run.commit(stage, {}, seconds=1.0, peak_bytes=1)
+    with run.stages.writing(stage) as attempt:
+        write_text(attempt.folder / "out.txt", content)
 
 
 def said(run: RunDirectory, *forced: str) -> list[str]:

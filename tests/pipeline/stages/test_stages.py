@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.config.load import load_config
-from atopipe.pipeline.report.results import raise_verdict
+from atopipe.pipeline.report.verdicts import failure, verdicts_of
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.stages import STAGES
 from atopipe.pipeline.system.errors import GateFailed, Inconclusive, ParityGateFailed
@@ -322,11 +322,11 @@ def test_gates_decide_the_exit_code(
     run = RunDirectory.create(tmp_path / "run", load_config(None, {"model.name": "m", "target_flops": 0.5}))
     validate = next(stage for stage in STAGES if stage.name == "validate")
     content = [{"name": name, "outcome": outcome, "reason": f"{name} is bad"} for name, outcome in gates.items()]
-    (run.begin("validate") / "gates.json").write_text(json.dumps(content))
-    run.commit(validate, {}, 0.0, 0)
-    with pytest.raises(kind) as caught:
-        raise_verdict(run)
-    assert str(caught.value).startswith(sentence)
+    with run.stages.writing(validate) as attempt:
+        (attempt.folder / "gates.json").write_text(json.dumps(content))
+    error = failure(verdicts_of(run), run.root)
+    assert type(error) is kind
+    assert str(error).startswith(sentence)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

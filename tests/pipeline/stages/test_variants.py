@@ -92,7 +92,7 @@ def test_a_variant_can_be_asked_for_later_and_left_out_again(work: Path, capsys:
     assert "int8" not in (work / "other/report.html").read_text()
     assert main(["quantize", "other"]) == 2
     assert capsys.readouterr().err == (
-        "atopipe: the run in 'other' has fp32 only: add '--variants fp32,fp16,int8' to name what to make\n"
+        "atopipe: this run has no stage quantize: add '--variants fp32,fp16,int8' to name what to make\n"
     )
     assert main(["quantize", "other", "--variants", "int8", "--quiet"]) == 0
     made = work / "other/stages/quantize/model.int8.onnx"
@@ -114,14 +114,14 @@ def test_the_accuracy_that_a_variant_may_lose_is_a_setting(work: Path) -> None:
 def recommit(run: Path, stage: str, file: str, change: Callable[[Path], None]) -> None:
     """Change a file of a complete stage, as if the stage had written it so."""
     directory = RunDirectory.open(run)
-    result = directory.result(stage)
+    result = directory.stages.result(stage)
     assert result is not None
-    partial = directory.begin(stage)
-    shutil.copytree(run / "stages" / stage, partial, dirs_exist_ok=True)
-    (partial / "result.json").unlink()
-    change(partial / file)
     spec = next(known for known in STAGES if stage == known.name)
-    directory.commit(spec, result.metrics, 0.0, 0)
+    with directory.stages.writing(spec) as attempt:
+        shutil.copytree(run / "stages" / stage, attempt.folder, dirs_exist_ok=True)
+        (attempt.folder / "result.json").unlink()
+        change(attempt.folder / file)
+        attempt.metrics = result.metrics
 
 
 def spoiled(fault: Fault) -> Callable[[Path], None]:

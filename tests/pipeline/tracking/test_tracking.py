@@ -52,9 +52,9 @@ def run(here: Path) -> RunDirectory:
 
 
 def tell(run: RunDirectory, stage: str, epochs: Sequence[int]) -> None:
-    run.event("stage started", stage=stage)
+    run.record.event("stage started", stage=stage)
     for epoch in epochs:
-        run.event("epoch", epoch=epoch, epochs=9, phase="dense", loss=1.0 / epoch)
+        run.record.event("epoch", epoch=epoch, epochs=9, phase="dense", loss=1.0 / epoch)
 
 
 def again(*flags: str) -> int:
@@ -114,9 +114,9 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
 def test_what_was_and_what_comes_is_told_once(run: RunDirectory, notes: Notes) -> None:
     tell(run, "train", [1])
     with mirrored(run, ["notes"], force=False, say=pytest.fail):
-        run.event("epoch", epoch=2, epochs=9, phase="small", loss=0.5)
-        run.event("stage complete", stage="train", seconds=1.0, metrics={"time.epochs_s": 3.0})
-    run.event("epoch", epoch=3, epochs=9, phase="small", loss=0.5)
+        run.record.event("epoch", epoch=2, epochs=9, phase="small", loss=0.5)
+        run.record.event("stage complete", stage="train", seconds=1.0, metrics={"time.epochs_s": 3.0})
+    run.record.event("epoch", epoch=3, epochs=9, phase="small", loss=0.5)
     parameters, *told = notes.told
     assert parameters["model.name"] == "m"
     assert parameters["recipe.phases.dense"] == "0.1"
@@ -150,7 +150,7 @@ def test_the_outcome_is_that_of_the_run(error: BaseException, outcome: str, run:
     with pytest.raises(type(error)), mirrored(run, ["notes"], force=False, say=pytest.fail):
         raise error
     assert notes.told[-1][0] == outcome
-    assert run.followers == []
+    assert run.record.followers == []
 
 
 def test_a_tracker_that_breaks_is_left_and_the_run_goes_on(run: RunDirectory, notes: Notes) -> None:
