@@ -21,9 +21,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[f"atopipe.{p}" for p in PACKAGES],
-    package_dir={f"atopipe.{folder}": folder for folder in FOLDERS},
+    packages=["atopipe", *(f"atopipe.{p}" for p in PACKAGES)],
+    package_dir={"atopipe": "package", **{f"atopipe.{folder}": folder for folder in FOLDERS}},
     package_data={
+        "atopipe": ["py.typed"],
         **{f"atopipe.{folder}": ["py.typed"] for folder in FOLDERS},
         "atopipe.pipeline": ["py.typed", "config/recipes/*.yaml", "report/report.html.j2"],
     },

@@ -208,11 +208,9 @@ def inspect(as_json: bool, **options: Given) -> None:
               atopipe inspect --model convnext_tiny --input-size 224 --target-flops 0.5
     """
     from atopipe.pipeline.cli.inspect import inspect_model, show
-    from atopipe.pipeline.cli.settings import configuration
+    from atopipe.pipeline.cli.settings import settings_of
 
-    rehearsed = options["target_flops"] is not None or options["target_params"] is not None
-    config = configuration(options if rehearsed else {**options, "target_flops": "1"})
-    inspection = inspect_model(config, rehearsed=rehearsed)
+    inspection = inspect_model(settings_of(options))
     if as_json:
         click.echo(json.dumps(inspection.as_dict(), indent=2))
     else:

@@ -76,13 +76,18 @@ class Inspection:
         return [*lines, f"after {self.seconds:.1f} s"]
 
 
-def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
-    """Builds and reads the network and, if it is to be rehearsed, tries the target; raises what these raise."""
+def inspect_model(config: Config) -> Inspection:
+    """Builds and reads the network and tries the target, if there is one; raises what these raise."""
+    workspace = Workspace(config, QuietDisplay())
+    with workspace.limited_threads():
+        return _inspect(config, workspace)
+
+
+def _inspect(config: Config, workspace: Workspace) -> Inspection:
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import COSTS
     from atopipe.ato.search.selection import check_budgets, reachable_minimum
 
-    workspace = Workspace(config, QuietDisplay())
     workspace.check_model()
     model, example = workspace.first_model(), workspace.example
     started = time.perf_counter()
@@ -90,7 +95,7 @@ def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
     costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
     budgets = [Budget(costs[name], target.limit(costs[name].dense)) for name, target in config.targets.items()]
     align = config.recipe.align
-    if rehearsed:
+    if budgets:
         check_budgets(groups, budgets, align)
     return Inspection(
         model=config.model.name,
@@ -102,10 +107,8 @@ def inspect_model(config: Config, *, rehearsed: bool) -> Inspection:
         align=align,
         minimum_flops=reachable_minimum(groups, costs["flops"], align),
         minimum_params=reachable_minimum(groups, costs["params"], align),
-        target=both_readings(
-            config.targets if rehearsed else EXAMPLE, {name: cost.dense for name, cost in costs.items()}
-        ),
-        rehearsal=workspace.rehearse(model, groups, budgets) if rehearsed else None,
+        target=both_readings(config.targets or EXAMPLE, {name: cost.dense for name, cost in costs.items()}),
+        rehearsal=workspace.rehearse(model, groups, budgets) if budgets else None,
         seconds=time.perf_counter() - started,
     )
 

@@ -11,7 +11,7 @@ import click
 from atopipe.pipeline.cli.doctor import Finding
 from atopipe.pipeline.cli.options import Given
 from atopipe.pipeline.config.flags import FLAGS
-from atopipe.pipeline.config.load import load_config, merged_config, parse_arguments
+from atopipe.pipeline.config.load import merged_config, parse_arguments, read_yaml, with_target
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.manifest import read_manifest
 from atopipe.pipeline.rundir.plan import Step
@@ -53,6 +53,11 @@ def show_entries(entries: Sequence[Finding | Problem | Step], *, as_json: bool) 
 
 
 def configuration(options: Mapping[str, Given], manifest: str | None = None) -> Config:
+    """What `settings_of` gives, which must name a target."""
+    return with_target(settings_of(options, manifest))
+
+
+def settings_of(options: Mapping[str, Given], manifest: str | None = None) -> Config:
     """Manifest or file, recipe, environment and command line, in this order."""
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and value != ()}
     if "model_args" in given:
@@ -64,7 +69,7 @@ def configuration(options: Mapping[str, Given], manifest: str | None = None) -> 
     values = {names[name]: value for name, value in given.items()}
     if manifest:
         return merged_config(read_manifest(Path(manifest))["config"], values)
-    return load_config(Path(str(file)) if file else None, values)
+    return merged_config(read_yaml(Path(str(file))) if file else {}, values)
 
 
 def parted(options: Mapping[str, Given]) -> tuple[RunOptions, dict[str, Given]]:

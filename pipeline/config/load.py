@@ -24,8 +24,18 @@ SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
 
 
 def load_config(file: Path | None = None, values: Mapping[str, object] | None = None) -> Config:
-    """The validated configuration of `file`, overridden by `values` (dotted names; `recipe`: its name or file)."""
-    return merged_config(read_yaml(file) if file else {}, values or {})
+    """The validated configuration of `file`, overridden by `values` (dotted names; `recipe`: its name or file).
+
+    Raises UsageError where it names no target.
+    """
+    return with_target(merged_config(read_yaml(file) if file else {}, values or {}))
+
+
+def with_target(config: Config) -> Config:
+    """The configuration, which names a target; UsageError otherwise."""
+    if not config.targets:
+        raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
+    return config
 
 
 def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Config:
@@ -57,8 +67,6 @@ def parse_config(raw: Mapping[str, object]) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise UsageError(sentence(error.errors()[0], Config)) from None
-    if not config.targets:
-        raise UsageError("--target-flops is missing: give it, e.g. '--target-flops 0.3'")
     if config.gates.max_accuracy_drop is not None and not config.baseline:
         raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
     return config

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,37 @@ def test_a_job_that_was_killed_goes_on_in_all_processes(work: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("goes on after step") == 1
     assert len(json.loads((work / "again/stages/train/history.json").read_text())) == 40
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_end_keeps_a_checkpoint(work: Path) -> None:
+    """Whichever process is told, all of them stop after the same step, and the next job resumes there."""
+    command = [*LAUNCH, "-m", "atopipe.pipeline", "train", "--config", "config.yaml", "--output", "told"]
+    launcher = subprocess.Popen(
+        [*command, "--epochs", "5000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    events, end = work / "told/events.jsonl", time.monotonic() + 120
+    while not (events.exists() and '"epoch"' in events.read_text()) and time.monotonic() < end:
+        time.sleep(0.1)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    next(p for p in children if p.environ().get("RANK") == "1").send_signal(signal.SIGTERM)
+    _, error = launcher.communicate(timeout=100)
+    said = [line for line in error.splitlines() if line.startswith("atopipe: ")]
+    assert said == [
+        "atopipe: interrupted in stage train: what is complete in 'told' stays usable, run it again to go on"
+    ], error
+    assert "exitcode  : 130" in error
+    steps = [int(path.stem) for path in (work / "told/checkpoints/train").glob("*.json")]
+    done = len(events.read_text().split('"epoch",')) - 1
+    assert max(steps) >= 9 * done  # nine steps in an epoch: later than the last epoch on record
+
+
+@pytest.mark.slow
+def test_a_command_on_a_finished_run_is_the_first_process_alone(work: Path, finished: Path) -> None:
+    shutil.copytree(finished, work / "finished")
+    command = [*LAUNCH, "-m", "atopipe.pipeline", "report", "out", "--force", "--quiet"]
+    done = subprocess.run(command, cwd=work / "finished", capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
