@@ -62,7 +62,7 @@ def test_a_run_that_is_in_use_or_is_none_is_refused(here: Path) -> None:
     with locked(here / "out"), pytest.raises(MissingError, match="is in use by process"):
         run(config, here / "out")
     with pytest.raises(UsageError, match="is no run of atopipe"):
-        load_shrunk(here)
+        load_shrunk(here / "out/stages")
 
 
 @pytest.mark.parametrize(
