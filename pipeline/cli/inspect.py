@@ -72,7 +72,7 @@ class Inspection:
         lines = [f"{self.model}, input {shape}: {totals}", f"reachable: {low}, with widths aligned to {self.align}"]
         lines.append(f"target {self.target}")
         if self.rehearsal:
-            lines.append(f"tried with random weights: {self.rehearsal.as_text()}")
+            lines.append(f"preflight ok (random weights): {self.rehearsal.as_text()}")
         return [*lines, f"after {self.seconds:.1f} s"]
 
 
@@ -144,7 +144,7 @@ def show(inspection: Inspection) -> None:
         table.add_row(Text(s.name), str(s.size), str(s.layers), f"{100 * s.flops:.1f} %", f"{100 * s.params:.1f} %")
     console.print(table)
     for width in inspection.unprunable:
-        line = f"{width.name} ({width.size} channels) stays whole: {width.reason}"
+        line = f"{width.name} ({width.size} channels) is not pruned:  {width.reason}"
         console.print(line, style="dim", markup=False, soft_wrap=True)
     for line in ("", *inspection.notes()):
         console.print(line, markup=False, soft_wrap=True)

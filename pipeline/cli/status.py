@@ -25,11 +25,11 @@ def verify_run(root: Path, *, as_json: bool) -> None:
     if problems:
         files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
         raise MissingError(
-            f"'{root}': {files} not as the stages left them: remove what is extra, "
-            "and take the rest from a copy or run its stage again with --from"
+            f"'{root}': {files} missing, changed or extra: remove extra files, "
+            "restore the others from a copy or run their stage again with --from"
         )
     if not as_json:
-        click.echo(f"'{root}' is as its stages left it")
+        click.echo(f"'{root}' is intact: every file matches its digest")
 
 
 def examine_machine(*, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def examine_machine(*, as_json: bool) -> None:
     findings = examine()
     show_entries(findings, as_json=as_json)
     if wrong := [finding.name for finding in findings if finding.remedy]:
-        raise MissingError(f"in the way of a run: {', '.join(wrong)}: see the remedy beside each")
+        raise MissingError(f"problems found: {', '.join(wrong)}: see the fix beside each")
 
 
 def show_plan(run: RunDirectory, selection: Selection, chosen: RunOptions) -> None:

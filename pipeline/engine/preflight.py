@@ -42,7 +42,7 @@ class Rehearsal:
 
     def as_text(self) -> str:
         """One line."""
-        kept = " and ".join(f"{ratio:.4f} of the {COST_NAMES[cost]}" for cost, ratio in self.ratios.items())
+        kept = " and ".join(f"{ratio:.4f} of {COST_NAMES[cost]}" for cost, ratio in self.ratios.items())
         return (
             f"{kept} kept, masked = shrunk within {self.lossless:.0e}, {self.bytes / 1e6:.1f} MB of ONNX "
             f"(opset {self.opset}), torch = ONNX Runtime within {self.parity:.0e}, {self.seconds:.1f} s"

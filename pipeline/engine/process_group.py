@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SILENCE = timedelta(minutes=30)  # after which a process that does not answer is given up
 
 
-LOST = "a process of this training job died or was stopped: what is complete stays usable, run the same command again"
+LOST = "a process of this training job died or was stopped: complete stages stay usable, run the same command again"
 
 
 class ProcessLostError(MissingError):

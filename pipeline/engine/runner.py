@@ -101,7 +101,7 @@ def _run_stage(stage: Stage, run: RunDirectory, workspace: Workspace, display: D
         run.record.event("stage complete", stage=name, seconds=attempt.seconds, metrics=dict(attempt.metrics))
     display.say(f"{name:<8} {duration(attempt.seconds)}")
     if workspace.stop.made or stop_requested.made:
-        raise Interrupted(f"interrupted after stage {name}: run it again to go on")
+        raise Interrupted(f"interrupted after stage {name}: run again to resume")
 
 
 @contextmanager
@@ -118,9 +118,7 @@ def _failure_recorded(name: str, run: RunDirectory, display: Display) -> Iterato
 
 
 def _interrupted(stage: str, root: Path) -> Interrupted:
-    return Interrupted(
-        f"interrupted in stage {stage}: what is complete in '{root}' stays usable, run it again to go on"
-    )
+    return Interrupted(f"interrupted in stage {stage}: complete stages in '{root}' stay usable, run again to resume")
 
 
 def _placed(error: BaseException, root: Path) -> BaseException:

@@ -205,11 +205,11 @@ class Workspace:
             with torch.random.fork_rng(devices=[]):  # a run with a rehearsal draws what one without draws
                 rehearsal = rehearse(model, groups, budgets, self.example, align=align, generator=generator)
         except (LossyError, ExportError, ParityError) as error:
-            raise UsageError(f"model '{name}' cannot be delivered: {error}") from error
+            raise UsageError(f"model '{name}' fails the preflight check: {error}") from error
         if not rehearsal.passed:
             raise UsageError(
-                f"model '{name}' cannot be delivered: with random weights ONNX Runtime's logits differ from torch's by "
-                f"{rehearsal.parity:.1e} of their size, more than {rehearsal.tolerance:g}; go on with --no-preflight"
+                f"model '{name}' fails the preflight check: ONNX Runtime's logits differ from torch's by "
+                f"{rehearsal.parity:.1e} of their size, more than {rehearsal.tolerance:g}; skip it with --no-preflight"
             )
         return rehearsal
 

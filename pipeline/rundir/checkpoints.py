@@ -48,10 +48,10 @@ class Checkpoints:
         mine = self._mine()
         for file in reversed(mine):
             if (content := self._read(file)) is not None:
-                self.say(f"goes on after step {int(file.stem):,}, where '{self.folder}' has it")
+                self.say(f"resuming from step {int(file.stem):,} of '{self.folder}'")
                 return content
         if not mine and any(self.folder.glob("*.json")):
-            self.say(f"begins anew: what '{self.folder}' has is of other settings, code, data or libraries")
+            self.say(f"starting from scratch: '{self.folder}' belongs to other settings, code, data or libraries")
         return None
 
     def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
@@ -96,7 +96,7 @@ class Checkpoints:
                 return content
         except (OSError, DamagedError, KeyError):
             pass
-        self.say(f"checkpoint '{file.with_suffix('')}' is damaged: the one before it is used")
+        self.say(f"checkpoint '{file.with_suffix('')}' is damaged: using the previous one")
         return None
 
 

@@ -41,7 +41,7 @@ class RunDirectory:
                 remedy = "choose another --output, or --force to replace it"
                 raise UsageError(f"output '{root}' belongs to another configuration: {remedy}")
         elif root.exists() and any(entry.name not in LOCK_FILES for entry in root.iterdir()):
-            raise UsageError(f"output '{root}' is not empty and is no run of atopipe: choose another --output")
+            raise UsageError(f"output '{root}' is not empty and not a run of atopipe: choose another --output")
 
     @classmethod
     def create(cls, root: Path, config: Config, *, force: bool = False) -> "RunDirectory":
@@ -61,7 +61,7 @@ class RunDirectory:
         """The run in `root`; UsageError where there is none, or one whose settings this version cannot read."""
         if not (root / "config.yaml").exists():
             raise UsageError(
-                f"'{root}' is no run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote"
+                f"'{root}' is not a run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote"
             )
         try:
             return cls(root, parse_config(read_yaml(root / "config.yaml")))

@@ -43,7 +43,7 @@ def locked(root: Path) -> Iterator[str | None]:
         raise MissingError(known.message if known else other) from None
     try:
         write_json(root / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
-        yield f"{_named(before)} was cut off here: its lock is void" if before else None
+        yield f"{_named(before)} exited uncleanly; its stale lock is ignored" if before else None
     finally:
         (root / HOLDER).unlink(missing_ok=True)
         lock.release()  # the file stays: who waits for it must not be left with one that is gone

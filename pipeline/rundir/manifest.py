@@ -20,7 +20,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--from-manifest '{path}' cannot be read: {error.strerror}") from None
     except DamagedError:
-        raise MissingError(f"'{path}' is damaged or no manifest of a run: take it from a copy of the run") from None
+        raise MissingError(
+            f"'{path}' is damaged or not the manifest of a run: restore it from a copy of the run"
+        ) from None
     if not isinstance(manifest.get("config"), dict):
         raise UsageError(f"--from-manifest '{path}' holds no configuration: give the manifest.json of a run directory")
     return manifest
@@ -45,4 +47,4 @@ def compared(manifest: dict[str, Any], run: RunDirectory) -> str:
     if result is None or digests.get(stage) is None:
         return f"no {name} to compare with that of the manifest"
     same = result.artifacts[name] == digests[stage]
-    return f"{name} is {'the same as' if same else 'another than'} that of the manifest, byte for byte"
+    return f"{name} is {'identical to' if same else 'different from'} that of the manifest, byte for byte"

@@ -8,7 +8,7 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import StageSpec
 
 SHA256_DIGITS = 64
-KINDS: Mapping[str, str] = {"settings": "{}", "outside": "{}", "inputs": "what stage {} left", "libraries": "{}"}
+KINDS: Mapping[str, str] = {"settings": "{}", "outside": "{}", "inputs": "the output of stage {}", "libraries": "{}"}
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ def plan(chosen: Sequence[StageSpec], run: RunDirectory, forced: Collection[str]
     steps: list[Step] = []
     for stage in chosen:
         before = [step.stage for step in steps if step.runs and step.stage in stage.inputs]
-        asked = ["asked for"] if stage.name in forced else []
-        reasons = asked or changes(stage, run) or [f"if what {name} leaves is new" for name in before[:1]]
+        asked = ["requested"] if stage.name in forced else []
+        reasons = asked or changes(stage, run) or [f"if the output of {name} changes" for name in before[:1]]
         steps.append(Step(stage.name, bool(reasons), tuple(reasons) or ("unchanged",)))
     return steps
 
@@ -39,7 +39,7 @@ def changes(stage: StageSpec, run: RunDirectory) -> list[str]:
     """Why `stage` is not current, one reason for each thing that has changed; none where it is."""
     result = run.stages.result(stage.name)
     if result is None:
-        return ["not done yet"]
+        return ["not complete yet"]
     return list(_differences(result.depends, run.stages.depends(stage)))
 
 

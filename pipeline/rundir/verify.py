@@ -16,7 +16,7 @@ from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, s
 OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they say so themselves, or go on changing
 GROWING = ("checkpoints", "tensorboard")
 NEVER = "missing: no command on this run has ended yet"
-BROKEN = "changed: it does not fit the digest it ends with"
+BROKEN = "changed: it does not match its own digest"
 Digests = dict[str, str]
 Sealed = dict[str, Any]
 
@@ -76,7 +76,7 @@ def _chain(manifest: Sealed, results: dict[str, Sealed]) -> Iterator[Problem]:
         if name in results and sha256_json(results[name]) != stage["result"]:
             yield Problem(f"stages/{name}/{RESULT}", "changed since the manifest was written")
         if stage["current"] and any(digests.get(other, digest) != digest for other, digest in read.items()):
-            yield Problem(f"stages/{name}", "made from other results than those that are here")
+            yield Problem(f"stages/{name}", "made from results that are not here")
 
 
 def _in_stages(artifacts: dict[str, Digests]) -> Digests:
@@ -97,7 +97,7 @@ def _differences(root: Path, expected: Digests, tolerated: Collection[str]) -> I
     for file in files_in(root):
         name = file.relative_to(root).as_posix()
         if name not in expected and name not in tolerated and not _belongs(name):
-            yield Problem(name, "extra: no stage left it")
+            yield Problem(name, "extra: no stage wrote it")
 
 
 def _belongs(name: str) -> bool:

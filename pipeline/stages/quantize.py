@@ -30,7 +30,7 @@ def run(context: Context) -> dict[str, float]:
         try:
             found[name] = asdict(write_variant(name, model, context.folder / file_of(name), images))
         except (QuantizeError, ExportError) as error:
-            context.display.say(f"{name:<7} left out: {error}")
+            context.display.say(f"{name:<7} skipped: {error}")
             found[name] = {"reason": str(error)}
     write_json(context.folder / "variants.json", found)
     return {f"size.{name}_bytes": report["bytes"] for name, report in found.items() if "bytes" in report}

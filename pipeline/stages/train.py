@@ -40,7 +40,7 @@ def run(context: Context) -> dict[str, float]:
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets, dense)}")
     if config.preflight:
-        context.display.say(f"tried   {workspace.rehearse(model, groups, budgets).as_text()}")
+        context.display.say(f"preflight ok: {workspace.rehearse(model, groups, budgets).as_text()}")
 
     execution = workspace.execution(model)
     with training_session(context) as (batches, checkpointer, report):
@@ -73,8 +73,8 @@ def _described(groups: "Groups") -> str:
     named = [f"'{u.name}' ({u.reason})" for u in groups.unprunable[:NAMED]]
     more = len(groups.unprunable) - len(named)
     whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
-    widths = f"{groups.total:,} groups of channels in {len(groups.sets)} widths can be pruned"
-    return f"{widths}; stays whole: {whole}" if whole else widths
+    widths = f"{groups.total:,} channel groups in {len(groups.sets)} widths can be pruned"
+    return f"{widths}; not pruned: {whole}" if whole else widths
 
 
 STAGE = Stage(

@@ -56,7 +56,7 @@ def explain(error: BaseException, folder: Path | None = None) -> Failure | None:
     for name in names & LEAF_EXIT_CODES.keys():
         return Failure(str(error), LEAF_EXIT_CODES[name])
     if isinstance(error, KeyboardInterrupt):
-        return Failure("interrupted: what is complete stays usable", Interrupted.exit_code)
+        return Failure("interrupted: complete stages stay usable", Interrupted.exit_code)
     if names & OUT_OF_MEMORY or CPU_ALLOCATOR in str(error):
         return Failure(_out_of_memory(str(error)), MissingError.exit_code)
     return _explain_os(error, folder) if isinstance(error, OSError) else None
@@ -69,7 +69,7 @@ def _out_of_memory(text: str) -> str:
     asked = re.search(r"tried to allocate ([\d.]+) (\w+)", text, re.IGNORECASE)
     left = re.search(r"of which ([\d.]+) (\w+) is free", text)
     free = _bytes(left) if left else available_memory()
-    wanted = f"{_bytes(asked) / 1e9:.1f} GB more were asked for and " if asked else ""
+    wanted = f"{_bytes(asked) / 1e9:.1f} GB more were requested and " if asked else ""
     return f"out of memory: {wanted}{free / 1e9:.1f} GB are free: lower --batch-size or data.input_size"
 
 

@@ -73,7 +73,7 @@ class Mirror:
             act(*arguments)
         except Exception as error:  # whatever a library, its database or its server may raise
             self.is_broken = True
-            self.say(f"{self.name} is not written any more ({first_line(error)}); events.jsonl goes on")
+            self.say(f"{self.name} has failed and is switched off ({first_line(error)}); events.jsonl continues")
 
 
 @contextmanager
@@ -117,7 +117,9 @@ def _tracker(name: str, run: RunDirectory, *, force: bool) -> Tracker:
     try:
         tracker: Tracker = module.open_tracker(run.root, force=force)
     except Exception as error:  # as above
-        raise MissingError(f"--{name} cannot be used here ({first_line(error)}): repair it, or leave it out") from error
+        raise MissingError(
+            f"--{name} cannot be used here ({first_line(error)}): repair it, or omit the option"
+        ) from error
     return tracker
 
 

@@ -80,5 +80,5 @@ def test_checkpoints_of_other_code_make_room(tmp_path: Path) -> None:
         for step in steps:
             kept.cost = 0.0
             kept.after_step(f"phase {step}", lambda step=step: snapshot(step))  # type: ignore[misc]
-    assert said == [f"begins anew: what '{tmp_path}' has is of other settings, code, data or libraries"]
+    assert said == [f"starting from scratch: '{tmp_path}' belongs to other settings, code, data or libraries"]
     assert sorted(file.stem for file in tmp_path.glob("*.json")) == ["000000000001", "000000000002"]

@@ -46,7 +46,7 @@ def test_a_stage_that_is_told_to_end_does_so_and_is_done_again(place: Path, whol
     assert process.returncode == 130
     assert time.monotonic() - begun < 10
     assert said.splitlines()[-1] == (
-        f"atopipe: interrupted in stage {stage}: what is complete in '{output}' stays usable, run it again to go on"
+        f"atopipe: interrupted in stage {stage}: complete stages in '{output}' stay usable, run again to resume"
     )
     assert not list((place / output / "stages").glob(".*"))
     finish(place, output)

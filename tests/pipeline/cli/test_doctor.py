@@ -50,7 +50,7 @@ def test_a_package_that_does_not_import_is_named_with_a_remedy(
     captured = capsys.readouterr()
     reason = "cannot be imported: libgomp.so.1: cannot open shared object file"
     assert f"scikit-learn   {reason}  ->  pip install --force-reinstall scikit-learn" in captured.out
-    assert captured.err == "atopipe: in the way of a run: scikit-learn: see the remedy beside each\n"
+    assert captured.err == "atopipe: problems found: scikit-learn: see the fix beside each\n"
 
 
 def test_a_full_disk_and_little_memory_are_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
         (
             ["shrink", "nowhere"],
             2,
-            "atopipe: 'nowhere' is no run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote",
+            "atopipe: 'nowhere' is not a run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote",
         ),
     ],
 )
@@ -298,9 +298,9 @@ def test_every_leaf_error_exists_and_is_mapped() -> None:
                 "512.00 MiB is free."
             ),
             5,
-            "out of memory: 2.1 GB more were asked for and 0.5 GB are free: lower --batch-size or data.input_size",
+            "out of memory: 2.1 GB more were requested and 0.5 GB are free: lower --batch-size or data.input_size",
         ),
-        (KeyboardInterrupt(), 130, "interrupted: what is complete stays usable"),
+        (KeyboardInterrupt(), 130, "interrupted: complete stages stay usable"),
     ],
     ids=["disk full", "permission", "memory", "memory of a GPU", "ctrl-c"],
 )
@@ -316,7 +316,7 @@ def test_torchs_own_want_of_memory_is_explained() -> None:
         torch.empty(10**15)
     failure = explain(caught.value)
     assert failure is not None
-    words = r"out of memory: 4000000\.0 GB more were asked for and \d+\.\d GB are free: lower --batch-size .*"
+    words = r"out of memory: 4000000\.0 GB more were requested and \d+\.\d GB are free: lower --batch-size .*"
     assert re.fullmatch(words, failure.message)
     assert failure.exit_code == 5
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_exported_is_refused_before_the_first_epoch(
 ) -> None:
     code, line = said(capsys, *RUN, "--model", "./nets.py:Fixed")
     assert code == 2
-    assert line.startswith("atopipe: model './nets.py:Fixed' cannot be delivered: Fixed ")
+    assert line.startswith("atopipe: model './nets.py:Fixed' fails the preflight check: Fixed ")
     assert "epoch" not in (here / "out/events.jsonl").read_text()
 
 
@@ -133,7 +133,7 @@ def test_inspect_with_a_target_tries_it(capsys: pytest.CaptureFixture[str]) -> N
     assert 0 < found["minimum_params"] < 1
     assert main([*arguments, "--target-flops", "0.5"]) == 0
     text = capsys.readouterr().out
-    assert "tried with random weights: 0." in text
+    assert "preflight ok (random weights): 0." in text
     assert "torch = ONNX Runtime within " in text
 
 

@@ -165,7 +165,7 @@ def test_a_job_that_was_killed_goes_on_in_all_processes(work: Path) -> None:
     assert not (work / "again/stages/train").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("goes on after step") == 1
+    assert done.stdout.count("resuming from step") == 1
     assert len(json.loads((work / "again/stages/train/history.json").read_text())) == 40
 
 

@@ -86,7 +86,7 @@ def raising(error: BaseException) -> Callable[[Context], Mapping[str, float]]:
         (
             KeyboardInterrupt(),
             Interrupted,
-            "interrupted in stage shrink: what is complete in '{root}' stays usable, run it again to go on",
+            "interrupted in stage shrink: complete stages in '{root}' stay usable, run again to resume",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), MissingError, "no space left in '{root}' ("),
         (UsageError("a sentence"), UsageError, "a sentence"),

@@ -54,7 +54,7 @@ def test_a_snapshot_comes_back_as_it_was(tmp_path: Path, notes: Notes) -> None:
     assert found is not None
     assert found.values == snapshot(7).values
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in snapshot(7).tensors.items())
-    assert notes.said == [f"goes on after step 7, where '{tmp_path}' has it"]
+    assert notes.said == [f"resuming from step 7 of '{tmp_path}'"]
 
 
 def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path, notes: Notes) -> None:
@@ -71,7 +71,7 @@ def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path, 
     found = checkpoints(tmp_path, notes).latest()
     assert found is not None
     assert found.values["trainer"]["steps"]["finished"] == 2
-    assert notes.said[0] == f"checkpoint '{newest.with_suffix('')}' is damaged: the one before it is used"
+    assert notes.said[0] == f"checkpoint '{newest.with_suffix('')}' is damaged: using the previous one"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": "k"}', '{"key": "k", "sha256": 3}'])
@@ -85,7 +85,7 @@ def test_a_damaged_description_is_no_traceback(tmp_path: Path, notes: Notes, dam
 def test_what_belongs_to_another_run_is_not_used(tmp_path: Path, notes: Notes) -> None:
     checkpoints(tmp_path, notes, "one").after_step("dense", lambda: snapshot(1))
     assert checkpoints(tmp_path, notes, "another").latest() is None
-    assert notes.said == [f"begins anew: what '{tmp_path}' has is of other settings, code, data or libraries"]
+    assert notes.said == [f"starting from scratch: '{tmp_path}' belongs to other settings, code, data or libraries"]
 
 
 def test_checkpoints_cost_at_most_two_percent_of_the_time(tmp_path: Path, notes: Notes) -> None:
@@ -131,7 +131,7 @@ def test_a_real_run_that_is_stopped_and_killed_ends_in_the_same_bytes(tmp_path: 
         assert not (tmp_path / "stopped/stages/train").exists()
     code, said = finish(start(tmp_path, "stopped"))
     assert code == 0, said
-    assert "goes on after step" in said
+    assert "resuming from step" in said
     results = [json.loads((tmp_path / name / "stages/train/result.json").read_text()) for name in ("whole", "stopped")]
     for name in ("weights.safetensors", "masks.safetensors"):
         assert results[0]["artifacts"][name] == results[1]["artifacts"][name]

@@ -222,7 +222,7 @@ def test_a_folder_of_somebody_else_is_refused_even_if_forced(tmp_path: Path) -> 
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(UsageError) as caught:
         RunDirectory.create(tmp_path, config(), force=True)
-    assert str(caught.value) == f"output '{tmp_path}' is not empty and is no run of atopipe: choose another --output"
+    assert str(caught.value) == f"output '{tmp_path}' is not empty and not a run of atopipe: choose another --output"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -231,7 +231,7 @@ def test_a_file_as_output_and_a_folder_without_run_are_refused(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"file' is a file: choose another --output$"):
         RunDirectory.create(tmp_path / "file", config())
     with pytest.raises(
-        UsageError, match=r"is no run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote$"
+        UsageError, match=r"is not a run of atopipe: give the folder that 'atopipe run' or 'atopipe train' wrote$"
     ):
         RunDirectory.open(tmp_path)
 

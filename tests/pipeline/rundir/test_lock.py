@@ -51,7 +51,7 @@ def test_the_lock_of_a_killed_process_is_void(tmp_path: Path) -> None:
         first.send_signal(signal.SIGKILL)
         first.wait()
     with locked(tmp_path) as note:
-        assert note == f"process {first.pid} on {socket.gethostname()} was cut off here: its lock is void"
+        assert note == f"process {first.pid} on {socket.gethostname()} exited uncleanly; its stale lock is ignored"
     with locked(tmp_path) as note:
         assert note is None
 

@@ -55,20 +55,20 @@ def test_a_changed_setting_is_named_with_both_values_and_reaches_all_that_follow
     changed = RunDirectory(run.root, config(**{"recipe.epochs": 7}))
     assert said(changed) == [
         f"first    runs: recipe.epochs was {run.config.recipe.epochs}, is 7",
-        "second   runs: if what first leaves is new",
-        "third    runs: if what second leaves is new",
+        "second   runs: if the output of first changes",
+        "third    runs: if the output of second changes",
     ]
 
 
 def test_a_stage_that_was_asked_for_runs(run: RunDirectory) -> None:
     lines = said(run, "second")
     assert lines[0] == "first    is skipped: unchanged"
-    assert lines[1:] == ["second   runs: asked for", "third    runs: if what second leaves is new"]
+    assert lines[1:] == ["second   runs: requested", "third    runs: if the output of second changes"]
 
 
 def test_another_result_of_a_stage_before_is_a_reason(run: RunDirectory) -> None:
     complete(run, FIRST, "y")
-    assert changes(SECOND, run) == ["what stage first left has changed"]
+    assert changes(SECOND, run) == ["the output of stage first has changed"]
 
 
 def test_a_library_is_named(run: RunDirectory) -> None:
@@ -77,5 +77,5 @@ def test_a_library_is_named(run: RunDirectory) -> None:
 
 
 def test_what_was_never_done(tmp_path: Path) -> None:
-    assert changes(FIRST, RunDirectory(tmp_path / "nowhere", config())) == ["not done yet"]
+    assert changes(FIRST, RunDirectory(tmp_path / "nowhere", config())) == ["not complete yet"]
     assert not (tmp_path / "nowhere").exists()

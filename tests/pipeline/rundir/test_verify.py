@@ -36,7 +36,7 @@ def files(root: Path) -> list[str]:
 
 def test_a_run_as_its_stages_left_it_has_no_problem(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "out"]) == 0
-    assert capsys.readouterr().out == "'out' is as its stages left it\n"
+    assert capsys.readouterr().out == "'out' is intact: every file matches its digest\n"
 
 
 def test_one_flipped_bit_in_any_file_is_found(here: Path) -> None:
@@ -61,10 +61,10 @@ def test_missing_changed_and_extra_files_are_named(here: Path, capsys: pytest.Ca
     assert set(captured.out.splitlines()) == {
         "stages/export/model.onnx: missing",
         "bundle/labels.txt: changed",
-        "stages/train/notes.txt: extra: no stage left it",
+        "stages/train/notes.txt: extra: no stage wrote it",
     }
-    remedy = "remove what is extra, and take the rest from a copy or run its stage again with --from"
-    assert captured.err == f"atopipe: 'out': 3 files are not as the stages left them: {remedy}\n"
+    remedy = "remove extra files, restore the others from a copy or run their stage again with --from"
+    assert captured.err == f"atopipe: 'out': 3 files are missing, changed or extra: {remedy}\n"
 
 
 def test_a_stage_from_another_run_breaks_the_chain(here: Path) -> None:
@@ -126,7 +126,7 @@ def test_why_names_what_has_changed(here: Path, capsys: pytest.CaptureFixture[st
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", "config.yaml", "--output", "new", "--dry-run", "--until", "shrink"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{s:<8} runs: not done yet" for s in ("train", "baseline", "shrink")
+        f"{s:<8} runs: not complete yet" for s in ("train", "baseline", "shrink")
     ]
     assert not (here / "new").exists()
 
@@ -149,7 +149,7 @@ def test_an_unknown_stage_is_named(here: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_manifest_makes_the_same_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--from-manifest", "out/manifest.json", "--output", "again"]) == 0
-    assert "model.onnx is the same as that of the manifest, byte for byte" in capsys.readouterr().out
+    assert "model.onnx is identical to that of the manifest, byte for byte" in capsys.readouterr().out
     first, second = (json.loads((here / name / "metrics.json").read_text()) for name in ("out", "again"))
     varying = ("time.", "latency.", "memory.")
     assert {k: v for k, v in first.items() if not k.startswith(varying) and not k.startswith("size.bundle")} == {
@@ -161,7 +161,7 @@ def test_a_manifest_makes_the_same_run_again(here: Path, capsys: pytest.CaptureF
     ("content", "code", "sentence"),
     [
         (None, 2, "--from-manifest 'm.json' cannot be read: No such file or directory"),
-        ("{}", 5, "'m.json' is damaged or no manifest of a run: take it from a copy of the run"),
+        ("{}", 5, "'m.json' is damaged or not the manifest of a run: restore it from a copy of the run"),
     ],
 )
 def test_a_bad_manifest_is_named(

@@ -253,7 +253,7 @@ def test_inspect_tells_what_can_be_pruned_and_how_far(
     assert 0 < found["minimum_flops"] < metrics["flops.ratio"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "head.3 (10 channels) stays whole: " in text
+    assert "head.3 (10 channels) is not pruned:  " in text
     assert f"reachable: {found['minimum_flops']:.4f} of the FLOPs, " in text
 
 
@@ -350,7 +350,5 @@ def test_ctrl_c_ends_with_130_and_one_sentence(work: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert (
-        error == "atopipe: interrupted in stage train: what is complete in 'cut' stays usable, run it again to go on\n"
-    )
+    assert error == "atopipe: interrupted in stage train: complete stages in 'cut' stay usable, run again to resume\n"
     assert not list((work / "cut/stages").iterdir())

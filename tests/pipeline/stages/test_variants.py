@@ -238,7 +238,7 @@ def test_activations_beyond_float16_leave_that_variant_out(work: Path, capsys: p
     assert main(["quantize", "large"]) == 0
     made = read(work / "large/stages/quantize/variants.json")
     assert made["fp16"]["reason"].startswith("float16 ends at 65504, and the activation '")
-    assert f"fp16    left out: {made['fp16']['reason']}\n" in capsys.readouterr().out
+    assert f"fp16    skipped: {made['fp16']['reason']}\n" in capsys.readouterr().out
     assert sorted(path.name for path in (work / "large/stages/quantize").glob("*.onnx")) == ["model.int8.onnx"]
     main(["validate", "large", "--quiet"])
     found = verdict(work / "large")

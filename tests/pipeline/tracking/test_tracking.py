@@ -158,7 +158,7 @@ def test_a_tracker_that_breaks_is_left_and_the_run_goes_on(run: RunDirectory, no
     said: list[str] = []
     with mirrored(run, ["notes"], force=False, say=said.append):
         tell(run, "train", [1, 2, 3])
-    assert said == ["notes is not written any more (the disk is full); events.jsonl goes on"]
+    assert said == ["notes has failed and is switched off (the disk is full); events.jsonl continues"]
     assert [event["epoch"] for event in read_events(run.root / "events.jsonl") if "epoch" in event] == [1, 2, 3]
 
 
@@ -183,7 +183,7 @@ def test_a_store_that_cannot_be_opened_is_refused(run: RunDirectory, monkeypatch
     (run.root / "notes.txt").write_text("this is no database, and long enough to be none in the eyes of SQLite" * 9)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{run.root / 'notes.txt'}")
     with (
-        pytest.raises(MissingError, match=r"^--mlflow cannot be used here \(.+\): repair it, or leave it out$"),
+        pytest.raises(MissingError, match=r"^--mlflow cannot be used here \(.+\): repair it, or omit the option$"),
         mirrored(run, ["mlflow"], force=False, say=pytest.fail),
     ):
         pytest.fail("it was opened")
