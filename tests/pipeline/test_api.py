@@ -85,6 +85,17 @@ def test_a_selection_that_selects_nothing_is_refused(selection: Selection, sente
     assert str(caught.value).startswith(sentence)
 
 
+def test_the_example_of_the_page_works(here: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Word for word, on the configuration of a tiny network."""
+    page = (Path(__file__).parents[2] / "docs/how-to/python.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    shutil.copyfile(finished / "config.yaml", here / "tiny.yaml")
+    exec(compile(example, "python.md", "exec"), {})  # noqa: S102
+    words = capsys.readouterr().out.splitlines()
+    assert words[0].startswith("0.")
+    assert any(line.startswith("lossless.max_rel_diff pass ") for line in words)
+
+
 def test_the_names_are_there_and_cost_nothing_until_they_are_asked_for() -> None:
     code = (
         "import sys, atopipe, atopipe.pipeline\n"
