@@ -18,9 +18,9 @@ from atopipe.ato.training.loop import EpochRecord
 from atopipe.pipeline.cli.commands import cli
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.cli.settings import configuration
-from atopipe.pipeline.config.flags import FLAGS
 from atopipe.pipeline.config.load import load_config, recipe_names
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.settings import FLAGS
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.data.load import SOURCES, source_names
 from atopipe.pipeline.models.build import model_names
@@ -190,7 +190,7 @@ def test_the_reference_lists_every_environment_variable() -> None:
         r"^\| `(ATOPIPE_\w+)` \| `(--[\w-]+)` \|\s*`?([\w.]*)`?\s*\|$", TEXTS["docs/reference/configuration.md"], re.M
     )
     options = [parameter for parameter in cli.commands["run"].params if parameter.envvar]
-    keys = {flag: path for path, flag in FLAGS.items()} | {"--recipe": "recipe"}
+    keys = {flag: path for path, flag in FLAGS.items()}
     assert set(rows) == {(str(p.envvar), p.opts[0], keys.get(p.opts[0], "")) for p in options}
 
 

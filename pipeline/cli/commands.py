@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from atopipe.pipeline.cli.options import Given, Options, chosen, configured, gated, shown, varied, written
+from atopipe.pipeline.cli.options import (
+    Given,
+    Options,
+    configuration_options,
+    directory_options,
+    gate_options,
+    output_options,
+    selection_options,
+    variant_options,
+)
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import nearest_or_all
 
@@ -37,11 +46,11 @@ def cli() -> None:
 
 
 @cli.command()
-@configured
-@varied
-@gated
-@written
-@chosen
+@configuration_options
+@variant_options
+@gate_options
+@directory_options
+@selection_options
 def run(output: str | None, **options: Given) -> None:
     """Train, shrink, export, validate, bundle and report, in one go; complete stages are skipped.
 
@@ -56,8 +65,8 @@ def run(output: str | None, **options: Given) -> None:
 
 
 @cli.command()
-@configured
-@written
+@configuration_options
+@directory_options
 def train(output: str | None, **options: Given) -> None:
     """Train and prune only: the first stage of a run directory, and the second one where --baseline asks for it.
 
@@ -75,7 +84,7 @@ def stage_command(name: str, summary: str, options: Options = lambda command: co
 
     @click.argument("run_dir", type=click.Path(path_type=Path))
     @options
-    @shown
+    @output_options
     def command(run_dir: Path, **given: Given) -> None:
         from atopipe.pipeline.cli.run import go_on
 
@@ -88,10 +97,10 @@ def stage_command(name: str, summary: str, options: Options = lambda command: co
 cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
 cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
 cli.add_command(
-    stage_command("quantize", "Make fp16 and int8 variants of model.onnx, to be tried by validate.", varied)
+    stage_command("quantize", "Make fp16 and int8 variants of model.onnx, to be tried by validate.", variant_options)
 )
 cli.add_command(
-    stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gated)
+    stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gate_options)
 )
 cli.add_command(stage_command("bundle", "Pack the model with all that a device needs, and replay it without torch."))
 
@@ -101,7 +110,7 @@ cli.add_command(stage_command("bundle", "Pack the model with all that a device n
 @click.option(
     "--add", type=click.Path(path_type=Path), metavar="FILE", help="What the bundle's infer.py --bench --json printed."
 )
-@shown
+@output_options
 def report(run_dir: Path, add: Path | None, **given: Given) -> None:
     """Write report.html, summary.md and junit.xml from what the stages and, with --add, other machines measured.
 
@@ -196,7 +205,7 @@ def bench(first: Path, second: Path, batches: str, as_json: bool, **how: Any) ->
 
 
 @cli.command()
-@configured
+@configuration_options
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def inspect(as_json: bool, **options: Given) -> None:
     """What of a network can be pruned, what cannot and why, and how small it can become.

@@ -10,9 +10,9 @@ import click
 
 from atopipe.pipeline.cli.doctor import Finding
 from atopipe.pipeline.cli.options import Given
-from atopipe.pipeline.config.flags import FLAGS
 from atopipe.pipeline.config.load import merged_config, parse_arguments, read_yaml, with_target
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.settings import FLAGS
 from atopipe.pipeline.rundir.manifest import read_manifest
 from atopipe.pipeline.rundir.plan import Step
 from atopipe.pipeline.rundir.verify import Problem
@@ -65,7 +65,7 @@ def settings_of(options: Mapping[str, Given], manifest: str | None = None) -> Co
     file = given.pop("config", None)
     if file and manifest:
         raise UsageError("--config and --from-manifest both describe a whole run: give one of them")
-    names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()} | {"recipe": "recipe"}
+    names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()}
     values = {names[name]: value for name, value in given.items()}
     if manifest:
         return merged_config(read_manifest(Path(manifest))["config"], values)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic_core import ErrorDetails
 
-from atopipe.pipeline.config.flags import COST_NAMES, FLAGS, TARGETS
+from atopipe.pipeline.config.settings import FLAGS, SETTINGS, TARGETS
 
 
 def unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -65,27 +65,10 @@ def _setting(location: Iterable[int | str], config: type) -> str:
 
 
 def _allowed(path: str, error: ErrorDetails) -> str:
-    if path in TARGETS:
-        example = {"target_flops": "1.2G", "target_params": "4M"}[path]
-        what = COST_NAMES[TARGETS[path]]
-        return f"a fraction like 0.3 or 30% of the dense network's {what}, or an amount like {example} of {what}"
-    ranges = {
-        "data.input_size": "a whole number of pixels from 8 to 4096",
-        "data.val_fraction": "a number between 0 and 1",
-        "gates.max_accuracy_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
-        "gates.max_variant_drop": "a number from 0 to 1: 0.01 allows one point of top-1",
-        "gates.min_accuracy": "a number above 0 and at most 1: 0.9 asks for a top-1 of 90 %",
-        "variants": "a list of names like [fp32, int8]",
-        "validation.latency_s": "a number of seconds above 0 and at most 3600",
-        "recipe.align": "auto or a whole number of channels",
-        "seed": "a whole number from 0 to 4294967295",
-        "threads": "a whole number from 1 to 1024",
-        "checkpoint_minutes": "a number of minutes from 0 to 1440",
-    }
     if error["type"] == "literal_error":
         return str(error["ctx"]["expected"])
     if error["type"] in ("model_type", "dataclass_type"):
         return "a name, or a section of 'key: value' lines"
     expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
     plain = expected.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
-    return ranges.get(path, plain)
+    return (SETTINGS[path].allowed() if path in SETTINGS else "") or plain

@@ -6,13 +6,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 
 from atopipe.ato.recipe import Recipe
-from atopipe.pipeline.config.flags import TARGETS
+from atopipe.pipeline.config.settings import SETTINGS, TARGETS
 from atopipe.pipeline.config.targets import Target
 
 # Settings that leave a run the same run.
 HOW_NOT_WHAT = frozenset({"baseline", "variants", "validation", "gates", "threads", "checkpoint_minutes", "preflight"})
 FULL = "fp32"
 VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
+
+
+def within(setting: str) -> Any:
+    """The limits that the table of settings has for this one."""
+    limits = SETTINGS[setting].limits
+    return Field(**limits.constraints()) if limits else Field()
 
 
 class Section(BaseModel):
@@ -36,17 +42,14 @@ class DataSettings(Section):
     """`input_size`: pixels of the square input, chosen from the images if absent; `val_fraction`: if not split yet."""
 
     source: str = "digits"
-    input_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    input_size: Annotated[int, within("data.input_size")] | None = None
+    val_fraction: Annotated[float, within("data.val_fraction")] = 0.2
 
 
 class ValidationSettings(Section):
     """`latency_s`: seconds to spend on comparing latencies, and half as much again for every variant."""
 
-    latency_s: float = Field(default=10.0, gt=0, le=3600)
-
-
-Limit = Annotated[float, Field(gt=0)] | None
+    latency_s: Annotated[float, within("validation.latency_s")] = 10.0
 
 
 class GateSettings(Section):
@@ -56,12 +59,12 @@ class GateSettings(Section):
     `max_size_mb`: of the ONNX file, in 1e6 bytes; `max_variant_drop`: top-1 of a variant below the ONNX file's.
     """
 
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    min_speedup: Limit = None
-    max_latency_ms: Limit = None
-    max_size_mb: Limit = None
-    max_variant_drop: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_accuracy_drop: Annotated[float, within("gates.max_accuracy_drop")] | None = None
+    min_accuracy: Annotated[float, within("gates.min_accuracy")] | None = None
+    min_speedup: Annotated[float, within("gates.min_speedup")] | None = None
+    max_latency_ms: Annotated[float, within("gates.max_latency_ms")] | None = None
+    max_size_mb: Annotated[float, within("gates.max_size_mb")] | None = None
+    max_variant_drop: Annotated[float, within("gates.max_variant_drop")] = 0.02
 
 
 TargetSetting = Annotated[Target, PlainValidator(Target.parse), PlainSerializer(Target.plain)] | None
@@ -83,10 +86,10 @@ class Config(Section):
     variants: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
     validation: ValidationSettings = ValidationSettings()
     gates: GateSettings = GateSettings()
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: Annotated[int, within("seed")] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    checkpoint_minutes: float = Field(default=10.0, ge=0, le=1440)
+    threads: Annotated[int, within("threads")] | None = None
+    checkpoint_minutes: Annotated[float, within("checkpoint_minutes")] = 10.0
     preflight: bool = True
 
     @field_validator("variants", mode="before")

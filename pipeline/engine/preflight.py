@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.rundir.layout import MODEL
 
 if TYPE_CHECKING:

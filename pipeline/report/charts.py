@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.settings import COST_NAMES
 
 WIDTH = 860
 TICKS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000)

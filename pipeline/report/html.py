@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.report.charts import training_chart, width_chart
 from atopipe.pipeline.report.results import verdict_of
 from atopipe.pipeline.report.summary import Summary, gate_title

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.report.tables import aligned
 from atopipe.pipeline.system.text import duration, milliseconds, scaled

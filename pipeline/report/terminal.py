@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from atopipe.pipeline.config.flags import COST_NAMES
+from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.report.summary import Summary
 
 if TYPE_CHECKING:

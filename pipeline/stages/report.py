@@ -1,6 +1,6 @@
 """Say what came out: report.html and summary.md for people, junit.xml for build servers, and the closing table."""
 
-from atopipe.pipeline.config.flags import TARGETS
+from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.report.ci import junit
 from atopipe.pipeline.report.results import gates_of, results_of, summary_of

@@ -6,7 +6,7 @@ execution.json.
 
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.config.flags import TARGETS
+from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.training import save_training, training_session
 from atopipe.pipeline.engine.workspace import Stream

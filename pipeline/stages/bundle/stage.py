@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atopipe.pipeline.config.flags import TARGETS
+from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.networks import load_shrunk
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function

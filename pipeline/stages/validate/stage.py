@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.config.flags import TARGETS
+from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.networks import accuracy_of, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
