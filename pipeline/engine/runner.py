@@ -9,6 +9,7 @@ from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.plan import changes
 from atopipe.pipeline.system.errors import Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.failures import explain
 from atopipe.pipeline.system.job import Job
@@ -81,7 +82,8 @@ def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:
     for stage in known:
         if stage.name in inputs and not run.stages.is_current(stage):
-            state = "is out of date" if run.stages.result(stage.name) else "is not complete"
+            why = changes(stage, run)[0]
+            state = f"is out of date ({why})" if run.stages.result(stage.name) else "is not complete"
             raise UsageError(f"stage {stage.name} of '{run.root}' {state}: run 'atopipe {_command(stage, run)}' first")
 
 

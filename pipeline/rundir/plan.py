@@ -40,7 +40,7 @@ def changes(stage: StageSpec, run: RunDirectory) -> list[str]:
     result = run.stages.result(stage.name)
     if result is None:
         return ["not complete yet"]
-    return list(_differences(result.depends, run.stages.depends(stage)))
+    return list(_differences(run.stages.made_from(result, stage), run.stages.depends(stage)))
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

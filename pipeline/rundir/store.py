@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.schema import Config, ModelSettings
 from atopipe.pipeline.rundir.external_inputs import OUTSIDE, libraries_of
 from atopipe.pipeline.rundir.layout import RESULT, Result, StageSpec
 from atopipe.pipeline.system.errors import MissingError
@@ -97,7 +97,15 @@ class StageStore:
     def is_current(self, stage: StageSpec) -> bool:
         """True if `stage` is complete and nothing it depends on has changed since."""
         result = self.result(stage.name)
-        return result is not None and result.key == self.key(stage)
+        return result is not None and sha256_json(self.made_from(result, stage)) == self.key(stage)
+
+    def made_from(self, result: Result, stage: StageSpec) -> dict[str, Any]:
+        """Everything that a result of `stage` depended on when it was made.
+
+        A setting that came later counts with its default, which stands for what was done before there was a choice.
+        """
+        defaults = Config(model=ModelSettings(name="")).slice_for(stage.settings)
+        return {**result.depends, "settings": _completed(result.depends["settings"], defaults)}
 
     @contextmanager
     def writing(self, stage: StageSpec) -> Iterator[Attempt]:
@@ -174,6 +182,15 @@ class StageStore:
         self._partial(stage).rename(final)
         shutil.rmtree(retired, ignore_errors=True)
         self.drop_checkpoints(stage)
+
+
+def _completed(then: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`then`, and what only `defaults` has, section by section."""
+    known = {**defaults, **then}
+    return {
+        name: _completed(value, defaults.get(name, {})) if isinstance(value, Mapping) else value
+        for name, value in known.items()
+    }
 
 
 class FileDigests:

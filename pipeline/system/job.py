@@ -55,7 +55,9 @@ def all_reduce_min(value: int) -> int:
 def may_speak() -> bool:
     """Whether this process is the one that tells why the job ended; only one does.
 
-    Rank 0 where it knows; another one where rank 0 does not, or is gone.
+    Rank 0 where it knows; another one where rank 0 does not, or is gone. (The `record` of torch's launcher would show
+    an expected error as a traceback, and leave every process to print its own.) The others wait for rank 0, whose
+    launcher ends it as soon as one of them has left.
     """
     job = this_job()
     if job.size == 1:

@@ -70,7 +70,10 @@ def test_a_stage_alone_needs_what_it_reads(run: RunDirectory) -> None:
     execute([first.stage], [first.stage, second.stage, third.stage], run, QuietDisplay(), forced=["train"])
     with pytest.raises(UsageError) as caught:
         execute([third.stage], [first.stage, second.stage, third.stage], run, QuietDisplay())
-    assert str(caught.value) == f"stage shrink of '{run.root}' is out of date: run 'atopipe shrink {run.root}' first"
+    assert str(caught.value) == (
+        f"stage shrink of '{run.root}' is out of date (the output of stage train has changed): "
+        f"run 'atopipe shrink {run.root}' first"
+    )
 
 
 def raising(error: BaseException) -> Callable[[Context], Mapping[str, float]]:

@@ -12,6 +12,7 @@ from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import StageSpec
+from atopipe.pipeline.rundir.plan import changes
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import read_sealed, sha256_file, sha256_json, write_bytes, write_sealed, write_text
 from atopipe.pipeline.system.machine import hardware, library_versions
@@ -166,6 +167,21 @@ def test_a_result_of_an_older_version_keeps_its_digest(run: RunDirectory) -> Non
     write_sealed(path, older)
     run.record.publish((FIRST,))
     assert read_sealed(run.root / "manifest.json")["stages"][0]["result"] == sha256_json(older)
+
+
+def test_a_setting_that_came_later_changes_nothing_unless_it_is_used(run: RunDirectory) -> None:
+    """Results of a version that had no choice are those of the default."""
+    stage = spec("first", settings=("recipe", "seed", "baseline"))
+    complete(run, stage)
+    path = run.stages.folder("first") / "result.json"
+    older = read_sealed(path)
+    del older["depends"]["settings"]["baseline"], older["depends"]["settings"]["recipe"]["compile"]
+    write_sealed(path, {**older, "key": sha256_json(older["depends"])})
+    assert run.stages.is_current(stage)
+    assert changes(stage, run) == []
+    used = RunDirectory(run.root, config(baseline=True, **{"recipe.compile": True}))
+    assert not used.stages.is_current(stage)
+    assert changes(stage, used) == ["recipe.compile was False, is True", "baseline was False, is True"]
 
 
 def test_a_run_whose_settings_no_longer_parse_can_be_replaced(run: RunDirectory) -> None:
