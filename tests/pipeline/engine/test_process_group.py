@@ -184,7 +184,7 @@ def test_a_job_that_is_told_to_end_keeps_a_checkpoint(work: Path) -> None:
     _, error = launcher.communicate(timeout=100)
     said = [line for line in error.splitlines() if line.startswith("atopipe: ")]
     assert said == [
-        "atopipe: interrupted in stage train: what is complete in 'told' stays usable, run it again to go on"
+        "atopipe: interrupted in stage train: complete stages in 'told' stay usable, run again to resume"
     ], error
     assert "exitcode  : 130" in error
     steps = [int(path.stem) for path in (work / "told/checkpoints/train").glob("*.json")]
