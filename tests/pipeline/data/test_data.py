@@ -434,16 +434,15 @@ def refused(source: str, kind: type[DataError], exit_code: int) -> str:
 
 def test_unknown_source_gets_the_nearest(tmp_path: Path) -> None:
     assert refused("digit", DataError, 2) == "unknown data source 'digit': did you mean digits?"
-    assert refused("zzz", DataError, 2) == (
-        "unknown data source 'zzz': give digits, cifar10:DIR, cifar100:DIR, imagefolder:PATH or your_pkg.mod:factory"
-    )
+    *most, last = source_names()
+    assert last == "your_pkg.mod:factory"
+    assert refused("zzz", DataError, 2) == f"unknown data source 'zzz': give {', '.join(most)} or {last}"
     assert refused(str(tmp_path), DataError, 2) == (
         f"unknown data source '{tmp_path}': did you mean imagefolder:{tmp_path}?"
     )
     assert refused("imagefoldr:images", DataError, 2) == (
         "unknown data source 'imagefoldr:images': did you mean imagefolder?"
     )
-    assert source_names() == ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:PATH", "your_pkg.mod:factory")
 
 
 @pytest.mark.parametrize(("source", "right"), [("imagefolder:", "imagefolder:PATH"), ("digits:8", "digits")])
