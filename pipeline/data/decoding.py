@@ -1,16 +1,20 @@
 """From image files to pixels."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from atopipe.pipeline.data.preprocessing import CHUNK, Pixels, Size, to_pixels
+from atopipe.pipeline.data.preprocessing import CHUNK, Pixels, Size, UnsupportedImageError, to_pixels, upright
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.machine import available_processors, require_memory
+
+# Pictures up to Pillow's limit are decoded; beyond half of it, it would warn of each on standard error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_pixels(path: Path, resize: Size, crop: Size) -> Pixels:
@@ -20,9 +24,10 @@ def read_pixels(path: Path, resize: Size, crop: Size) -> Pixels:
 
 
 def read_size(path: Path) -> Size:
-    """Height and width, from the header alone; raises DataError where it cannot be read."""
+    """Height and width of the upright image; raises DataError where it cannot be read."""
     with _reading(path) as image:
-        return image.height, image.width
+        turned = upright(image)
+        return turned.height, turned.width
 
 
 @contextmanager
@@ -33,7 +38,21 @@ def _reading(path: Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise DataError(f"image '{path}' cannot be read: repair it or take it out of the folder") from error
+        raise DataError(f"image '{path}' {_complaint(error)}, or take it out of the folder") from error
+
+
+def _complaint(error: Exception) -> str:
+    """What is wrong with an image, and what to do about it."""
+    if isinstance(error, UnsupportedImageError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        return f"has more than {limit} megapixels, the most that is decoded: scale it down"
+    if isinstance(error, UnidentifiedImageError):
+        return "is damaged or of a kind that Pillow does not read: repair it, save it as PNG with 8 bits a channel"
+    if isinstance(error, PermissionError):
+        return "may not be read: change its permissions"
+    return "cannot be read: repair it"
 
 
 def read_all(

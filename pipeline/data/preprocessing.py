@@ -9,14 +9,30 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 Size = tuple[int, int]  # height, width
 Pixels = NDArray[np.uint8]  # [C, H, W], or [N, C, H, W]
 
 
+ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SMALL = 64  # up to here images are used whole; above, a margin leaves room for random crops
 CHUNK = 64  # images a thread decodes at a time
+STRETCHED = 16  # an image that scaled as a whole takes so many times the pixels asked for is cut before it is enlarged
+SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats of which Pillow gives 16 bits of grey as mode I, as 0..65535
+
+
+class UnsupportedImageError(Exception):
+    """An image that is whole but cannot become RGB for a reason; the message goes on from the file's name."""
 
 
 FIXED_STEPS = {
@@ -78,23 +94,50 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.f
 
 def to_pixels(image: Image.Image, resize: Size, crop: Size) -> Pixels:
     """The central `crop` of the image scaled to cover `resize`: uint8 [3, H, W]."""
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    _require_known_range(image)
+    image = to_rgb(upright(image))
     scale = max(resize[0] / image.height, resize[1] / image.width)
     height, width = (max(least, round(n * scale)) for least, n in zip(resize, (image.height, image.width), strict=True))
-    if (height, width) != (image.height, image.width):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    if height * width > STRETCHED * resize[0] * resize[1]:  # a line of 1x30000 pixels would take 19 GB
+        down, across = image.height / height, image.width / width
+        box = (left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down)
+        image = image.resize((crop[1], crop[0]), Image.Resampling.BILINEAR, box)
+        top, left = 0, 0
+    elif (height, width) != (image.height, image.width):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)[top : top + crop[0], left : left + crop[1]]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says; a damaged EXIF block turns nothing, as in other viewers."""
+    image.load()  # some formats know what is to be turned, or have turned it, only now
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # the parser raises nearly anything on broken bytes, and the pixels are whole
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _require_known_range(image: Image.Image) -> None:
+    """Raises UnsupportedImageError for numbers of which no format says which is black and which is white."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        raise UnsupportedImageError(f"has {kind} whose range nothing defines: save it with 8 or 16 bits a channel")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a person sees it: 16 bits scaled to 8, over white where transparent."""
     if image.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion clips instead of scaling
         return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:  # LAB, say
+        raise UnsupportedImageError(f"has the colour mode {image.mode}: save it as RGB") from error
 
 
 def channel_statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:

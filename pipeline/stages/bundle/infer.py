@@ -13,18 +13,29 @@ import json
 import platform
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 FULL = "fp32"
 TOLERANCES = {FULL: 1e-4, "fp16": 0.02, "int8": 0.25}  # of the logits' deviation; less exact kernels round differently
 PHOTO_TOLERANCE = 2.5 / 255  # of a pixel: another version of pillow may round differently
+TURNS = {  # what undoes each value of the EXIF tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+STRETCHED = 16  # a picture that scaled as a whole takes so many times the pixels asked for is cut first
 DISTURBED = 1.05  # a run that took this many times its processor time waited for another process
 
 Floats = NDArray[np.float32]
@@ -42,13 +53,30 @@ def preprocess(image: Image.Image, settings: Settings) -> Floats:
 
 def to_pixels(image: Image.Image, resize: tuple[int, int], crop: tuple[int, int]) -> NDArray[np.uint8]:
     """Upright, over white, RGB, scaled to just cover `resize`, and the central `crop` of that: uint8 [3, H, W]."""
-    image = to_rgb(ImageOps.exif_transpose(image))
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise Failed("the picture has numbers whose range nothing defines: save it with 8 or 16 bits a channel")
+    image = to_rgb(upright(image))
     scale = max(resize[0] / image.height, resize[1] / image.width)
     height, width = max(resize[0], round(image.height * scale)), max(resize[1], round(image.width * scale))
-    if (height, width) != (image.height, image.width):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    if height * width > STRETCHED * resize[0] * resize[1]:  # cut before it is enlarged
+        down, across = image.height / height, image.width / width
+        box = (left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down)
+        image = image.resize((crop[1], crop[0]), Image.Resampling.BILINEAR, box)
+        top, left = 0, 0
+    elif (height, width) != (image.height, image.width):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)[top : top + crop[0], left : left + crop[1]].transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as the EXIF data says, if they can be read."""
+    image.load()  # some formats know what is to be turned, or have turned it, only now
+    try:
+        turn = TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # the parser raises nearly anything on broken bytes, and the pixels are whole
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -103,12 +131,27 @@ def sha256(path: Path) -> str:
 
 def classify(path: Path, variant: str, threads: int) -> list[tuple[str, float]]:
     """The five likeliest classes and their probabilities."""
-    with Image.open(path) as image:
-        logits = run(open_model(variant, threads), preprocess(image, read_settings())[None])[0].astype(np.float64)
+    logits = run(open_model(variant, threads), read_picture(path)[None])[0].astype(np.float64)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     labels = read_labels()
     return [(labels[index], float(shares[index])) for index in shares.argsort()[::-1][:5]]
+
+
+def read_picture(path: Path) -> Floats:
+    """The network's input for a file; raises Failed for one that is no picture, damaged, or over 178 megapixels."""
+    settings = read_settings()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return preprocess(image, settings)
+    except (Failed, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise Failed(f"{str(path)!r} has more than 178 megapixels, the most that is decoded: scale it down") from error
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise Failed(f"{str(path)!r} cannot be read as a picture: {error or type(error).__name__}") from error
 
 
 def selftest(threads: int) -> Settings:

@@ -1,22 +1,30 @@
 """Data sets: the pixels that arrive, their order, and the exact words where there are none."""
 
 import json
+import os
+import resource
+import struct
+import sys
 import weakref
+import zlib
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
 from atopipe.pipeline.data.augment import Augmentation, pad_crop_flip, unchanged
 from atopipe.pipeline.data.dataset import Batches, Data, Share, Split, stratified
-from atopipe.pipeline.data.load import load_data, source_names
-from atopipe.pipeline.data.preprocessing import Preprocessing, preprocess, to_pixels
+from atopipe.pipeline.data.decoding import read_pixels, read_size
+from atopipe.pipeline.data.load import SOURCES, load_data, source_names
+from atopipe.pipeline.data.preprocessing import Preprocessing, UnsupportedImageError, preprocess, to_pixels
 from atopipe.pipeline.data.sources import image_folder
+from atopipe.pipeline.data.sources.image_folder_layout import FileList
 from atopipe.pipeline.data.stores import InMemory
 from atopipe.pipeline.system.errors import DataError, MissingDataError
 
@@ -364,12 +372,86 @@ def test_progress_goes_over_both_splits_and_ends_at_all(tmp_path: Path) -> None:
     assert all(a < b for a, b in pairwise(calls))
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+LEFTOVERS = [
+    "train/cat/._000.png",
+    "train/.cache/000.png",
+    "train/cat/.ipynb_checkpoints/000-checkpoint.png",
+    "train/cat/nested/.thumbnails/000.png",
+    "train/cat/@eaDir/000.png/SYNOPHOTO_THUMB_M.png",
+    "train/__MACOSX/cat/000.png",
+    "train/cat/__MACOSX/000.png",
+    "val/$RECYCLE.BIN/000.png",
+    "val/cat/Thumbs.db",
+    "val/cat/desktop.ini",
+    "val/lost+found/000.png",
+    "val/.DS_Store",
+]
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_what_is_hidden_or_left_by_systems_is_no_data_at_any_depth(tmp_path: Path, name: str) -> None:
     source = write_folder(tmp_path, TWO_CLASSES)
-    (tmp_path / "train/cat/notes.txt").write_text("not an image")
-    (tmp_path / "train/cat/._000.png").write_bytes(b"left by another system")
-    (tmp_path / "train/.cache").mkdir()
+    before = load_data(source, seed=0).description
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    picture(0, 12, 12).save(tmp_path / name, format="PNG")
+    data = load_data(source, seed=0)
+    assert (len(data.train), len(data.val), data.description) == (11, 5, before)
+    assert set(SOURCES["imagefolder"].files(str(tmp_path)).values()) == {
+        *tmp_path.glob("*/cat/0*.png"),
+        *tmp_path.glob("*/dog/0*.png"),
+    }
+
+
+def test_what_is_not_used_is_counted_in_one_line(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES)
+    for name in ("cat/a.heic", "cat/b.HEIC", "cat/c.jfif", "cat/README", "dog/deep/d.txt", "stray.png"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"x")
+    (tmp_path / "val/cat/gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "val/cat/round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "val/cat/pipe.png")
+    data = load_data(source, seed=0)
+    assert (len(data.train), len(data.val)) == (11, 5)
+    assert data.description.endswith(
+        "; not used: 9 files: 2 .heic, 2 dangling links, 1 .jfif, 1 .txt, 1 outside class folders, 2 others"
+    )
+
+
+def test_links_to_folders_and_images_are_followed_and_circles_end(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "a", TWO_CLASSES)
+    write_folder(tmp_path / "b", {"more": 4})
+    (tmp_path / "a/train/cat/linked").symlink_to(tmp_path / "b/more")
+    (tmp_path / "a/train/cat/linked.png").symlink_to(tmp_path / "b/more/000.png")
+    (tmp_path / "a/train/cow").symlink_to(tmp_path / "b/more")
+    (tmp_path / "a/val/cow").symlink_to(tmp_path / "b/more")
+    (tmp_path / "a/train/dog/up").symlink_to(tmp_path / "a/train/dog")
+    data = load_data(source, seed=0)
+    assert data.labels == ("cat", "cow", "dog")
+    assert data.train.labels.bincount().tolist() == [5 + 4 + 1, 4, 6]
+    assert data.description.endswith("; not used: 1 file: 1 links to a folder around them")
+
+
+def test_a_class_whose_images_have_other_suffixes_says_which(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES)
+    for image in (tmp_path / "val/cat").glob("*.png"):
+        image.rename(image.with_suffix(".heic"))
+    assert ", only 2 files: 2 .heic: add some or remove the folder" in refused(source, MissingDataError, 5)
+
+
+def test_file_names_that_are_no_utf8_are_read_like_others(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES)
+    os.rename(tmp_path / "train/cat/000.png", os.path.join(os.fsencode(tmp_path), b"train/cat/caf\xe9.png"))  # noqa: PTH104, PTH118
     assert len(load_data(source, seed=0).train) == 11
+    assert len(SOURCES["imagefolder"].files(str(tmp_path))) == 16
+
+
+def test_a_million_names_take_their_bytes_and_no_objects() -> None:
+    names = [f"cat/{number:07}.jpg" for number in range(100_000)]
+    files = FileList(Path("/data"), names)
+    assert [files[index] for index in (0, 99_999, -1)] == [Path("/data") / names[index] for index in (0, -1, -1)]
+    assert list(files[10:12]) == [Path("/data") / name for name in names[10:12]]
+    assert len(files) == 100_000
+    assert sum(sys.getsizeof(part) for part in vars(files).values()) < 30 * len(files)
 
 
 # one image
@@ -410,6 +492,147 @@ def test_photograph_is_turned_upright(tmp_path: Path) -> None:
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as turned:
         np.testing.assert_array_equal(to_pixels(turned, (4, 6), (4, 6)), np.asarray(upright).transpose(2, 0, 1))
+
+
+def full_scaling(image: Image.Image, resize: tuple[int, int], crop: tuple[int, int]) -> np.ndarray:
+    """What `to_pixels` promises, by the plain way: scaled as a whole, then cut."""
+    scale = max(resize[0] / image.height, resize[1] / image.width)
+    height, width = max(resize[0], round(image.height * scale)), max(resize[1], round(image.width * scale))
+    whole = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    return whole[top : top + crop[0], left : left + crop[1]].transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 30), (300, 60), (7, 100), (500, 375), (224, 224), (40, 640)])
+def test_ordinary_images_are_scaled_as_a_whole_bit_for_bit(width: int, height: int) -> None:
+    image = picture(3, width, height)
+    np.testing.assert_array_equal(to_pixels(image, (64, 64), (56, 56)), full_scaling(image, (64, 64), (56, 56)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(3, 200), (200, 3), (1, 90), (2, 4000)])
+def test_a_strip_is_cut_before_it_is_enlarged_to_the_same_pixels_but_for_rounding(width: int, height: int) -> None:
+    image = picture(4, width, height)
+    found = to_pixels(image, (64, 64), (56, 56)).astype(int)
+    assert np.abs(found - full_scaling(image, (64, 64), (56, 56))).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (2, 60_000), (65_000, 3)])
+def test_a_strip_takes_no_more_memory_than_its_crop(size: tuple[int, int]) -> None:
+    """Scaled as a whole the first would have 1.5 thousand million pixels."""
+    image = Image.new("RGB", size, (200, 100, 50))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 10**9, hard))
+    try:
+        pixels = to_pixels(image, (256, 256), (224, 224))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert pixels.shape == (3, 224, 224)
+    assert (pixels == np.array([200, 100, 50])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_upright_image_in_every_format(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(0, 40, 60).save(tmp_path / f"a.{suffix}", exif=exif)
+    turned = orientation >= 5
+    assert read_size(tmp_path / f"a.{suffix}") == ((40, 60) if turned else (60, 40))
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
+    size = wanted.shape[1:]
+    np.testing.assert_array_equal(read_pixels(tmp_path / f"a.{suffix}", size, size), wanted)
+
+
+def test_small_images_turned_by_exif_keep_their_upright_size(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES, 40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in tmp_path.glob("*/*/*.png"):
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert load_data(source, seed=0).preprocessing.size == (60, 40)
+
+
+def test_a_damaged_exif_block_turns_nothing(tmp_path: Path) -> None:
+    picture(0, 6, 4).save(tmp_path / "a.png", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert read_size(tmp_path / "a.png") == (4, 6)
+
+
+RAMP = np.arange(256).reshape(16, 16)
+DEEP = {
+    "16 bits of grey, PNG": ("png", (RAMP * 257).astype(np.uint16)),
+    "16 bits of grey, TIFF": ("tiff", (RAMP * 257).astype(np.uint16)),
+    "16 bits of grey, TIFF, other byte order": ("tiff", (RAMP * 257).astype(">u2")),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, kind: str) -> None:
+    suffix, values = DEEP[kind]
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    pixels = read_pixels(tmp_path / f"a.{suffix}", (16, 16), (16, 16))
+    assert all(np.array_equal(channel, RAMP) for channel in pixels)
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """uint16 [H, W, C] as a PNG with C = 2 (grey and alpha), 3 (RGB) or 4 (RGBA) channels; Pillow writes none."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bits_of_colour_are_scaled_to_eight(tmp_path: Path, channels: int) -> None:
+    values = np.repeat(RAMP[:, :, None] * 257, channels, 2)
+    if channels in (2, 4):
+        values[:, :, -1] = 65535
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
+    pixels = read_pixels(tmp_path / "a.png", (16, 16), (16, 16))
+    assert all(np.array_equal(channel, RAMP) for channel in pixels)
+
+
+def test_a_pgm_of_twelve_bits_is_scaled_by_the_white_that_it_names(tmp_path: Path) -> None:
+    values = (RAMP * 4095 / 255).round().astype(">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 4095\n" + values.tobytes())
+    pixels = read_pixels(tmp_path / "a.pgm", (16, 16), (16, 16)).astype(int)
+    assert np.abs(pixels - RAMP).max() <= 1
+
+
+NO_RANGE = "whose range nothing defines: save it with 8 or 16 bits a channel, or take it out of the folder"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16), f"has floating-point numbers {NO_RANGE}"),
+        (np.linspace(0, 255, 256, dtype=np.float32).reshape(16, 16), f"has floating-point numbers {NO_RANGE}"),
+        (np.arange(256, dtype=np.int32).reshape(16, 16), f"has 32-bit integers {NO_RANGE}"),
+    ],
+    ids=["0..1", "0..255", "integers"],
+)
+def test_numbers_without_a_range_are_refused(tmp_path: Path, values: np.ndarray, words: str) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES)
+    bad = tmp_path / "train/cat/float.tiff"
+    Image.fromarray(values).save(bad)
+    assert refused(source, DataError, 2) == f"image '{bad}' {words}"
+
+
+def test_colours_that_cannot_become_rgb_are_named() -> None:
+    with pytest.raises(UnsupportedImageError, match=r"^has the colour mode La: save it as RGB$"):
+        to_pixels(Image.new("La", (12, 12)), (12, 12), (12, 12))
+
+
+def test_a_picture_beyond_the_limit_is_healthy_but_too_large(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES)
+    bad = tmp_path / "train/cat/huge.png"
+    Image.new("1", (20_000, 9_000)).save(bad)
+    words = "has more than 178 megapixels, the most that is decoded: scale it down, or take it out of the folder"
+    assert refused(source, DataError, 2) == f"image '{bad}' {words}"
 
 
 def test_preprocessing_survives_json() -> None:
@@ -488,12 +711,23 @@ def test_single_class(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(40), "truncated"])
-def test_unreadable_image_is_named(tmp_path: Path, content: bytes | str) -> None:
+UNKNOWN = "is damaged or of a kind that Pillow does not read: repair it, save it as PNG with 8 bits a channel"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", UNKNOWN),
+        (b"GIF89a", UNKNOWN),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), UNKNOWN),
+        ("truncated", "cannot be read: repair it"),
+    ],
+)
+def test_unreadable_image_is_named(tmp_path: Path, content: bytes | str, words: str) -> None:
     source = write_folder(tmp_path, TWO_CLASSES, 40, 40)
     bad = tmp_path / "val/dog/001.png"
     bad.write_bytes(content if isinstance(content, bytes) else bad.read_bytes()[:2000])
-    assert refused(source, DataError, 2) == f"image '{bad}' cannot be read: repair it or take it out of the folder"
+    assert refused(source, DataError, 2) == f"image '{bad}' {words}, or take it out of the folder"
 
 
 @pytest.mark.usefixtures("from_disk")
@@ -503,4 +737,4 @@ def test_unreadable_image_read_by_a_worker_is_named_in_one_sentence(tmp_path: Pa
     bad.write_bytes(b"")
     with pytest.raises(DataError) as caught:
         everything(data.val.batches(2, device="cpu"))
-    assert str(caught.value) == f"image '{bad}' cannot be read: repair it or take it out of the folder"
+    assert str(caught.value) == f"image '{bad}' {UNKNOWN}, or take it out of the folder"
