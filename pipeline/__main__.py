@@ -2,6 +2,10 @@
 
 import sys
 
-from atopipe.pipeline.cli.main import main
+if __name__ == "__main__":
+    # Python puts the working directory first, where a file named as a library would hide it.
+    sys.path.append(sys.path.pop(0))
 
-sys.exit(main())
+    from atopipe.pipeline.cli.main import main
+
+    sys.exit(main())

@@ -114,7 +114,7 @@ def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF data says; a damaged EXIF block turns nothing, as in other viewers."""
     image.load()  # some formats know what is to be turned, or have turned it, only now
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # the parser raises nearly anything on broken bytes, and the pixels are whole
         return image
     return image if turn is None else image.transpose(turn)

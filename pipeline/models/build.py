@@ -86,7 +86,7 @@ def _from_factory(name: str, args: Mapping[str, object], classes: Mapping[str, o
 def _call(who: str, builder: Callable[..., object], args: Mapping[str, object]) -> nn.Module:
     try:
         model = builder(**args)
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise ModelError(f"{who} cannot be built with {written(args)}: {reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{who} returned {type(model).__name__}: return a torch.nn.Module")

@@ -13,6 +13,7 @@ from pathlib import Path
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.data.load import find_source
 from atopipe.pipeline.data.source import DataSource, no_files
+from atopipe.pipeline.system.code_files import code_files
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.files import (
     DamagedError,
@@ -23,7 +24,7 @@ from atopipe.pipeline.system.files import (
     write_sealed,
 )
 from atopipe.pipeline.system.machine import available_processors
-from atopipe.pipeline.system.user_code import code_files, is_factory_name
+from atopipe.pipeline.system.user_code import is_factory_name
 
 # Setting -> what a stage that depends on it also depends on.
 OUTSIDE: Mapping[str, tuple[str, ...]] = {"model": ("model code", "weights"), "data": ("data", "data code")}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atopipe.pipeline.system.errors import EXPORT_OR_PARITY, AtopipeError, Interrupted, MissingError, UsageError
+from atopipe.pipeline.system.text import reason
 
 LEAF_EXIT_CODES: Mapping[str, int] = {
     "atopipe.ato.groups.NoGroupsError": UsageError.exit_code,
@@ -55,6 +56,8 @@ def explain(error: BaseException, folder: Path | None = None) -> Failure | None:
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     for name in names & LEAF_EXIT_CODES.keys():
         return Failure(str(error), LEAF_EXIT_CODES[name])
+    if isinstance(error, SystemExit):
+        return Failure(f"code that was called failed: {reason(error)}: let it raise an error", UsageError.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted: complete stages stay usable", Interrupted.exit_code)
     if names & OUT_OF_MEMORY or CPU_ALLOCATOR in str(error):

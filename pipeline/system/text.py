@@ -12,6 +12,8 @@ def first_line(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """Kind and first line of what user code raised."""
+    if isinstance(error, SystemExit):
+        return f"it ended the program with sys.exit({'' if error.code is None else error.code})"
     kind, line = type(error).__name__, first_line(error)
     return kind if line == kind else f"{kind}: {line}"
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
+from atopipe.pipeline.system.code_files import code_files
 from atopipe.pipeline.system.errors import AtopipeError, DataError
 from atopipe.pipeline.system.text import reason, written
-from atopipe.pipeline.system.user_code import accepted, code_files, find_factory
+from atopipe.pipeline.system.user_code import accepted, find_factory
 
 if TYPE_CHECKING:
     from atopipe.pipeline.data.dataset import Data
@@ -35,7 +36,7 @@ def load(source: str, request: Request, on_progress: OnProgress | None = None) -
         result = factory(**args)
     except AtopipeError:  # it already says what is wrong
         raise
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise DataError(f"{who} failed with {written(args)}: {reason(error)}") from error
     return result if isinstance(result, Data) else _from_arrays(who, source, result, request.input_size)
 

@@ -73,7 +73,7 @@ def upright(image: Image.Image) -> Image.Image:
     """Turned as the EXIF data says, if they can be read."""
     image.load()  # some formats know what is to be turned, or have turned it, only now
     try:
-        turn = TURNS.get(image.getexif().get(0x0112))
+        turn = TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # the parser raises nearly anything on broken bytes, and the pixels are whole
         return image
     return image if turn is None else image.transpose(turn)

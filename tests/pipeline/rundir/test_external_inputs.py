@@ -8,7 +8,7 @@ import pytest
 
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.rundir.external_inputs import fingerprints, libraries_of
-from atopipe.pipeline.system.user_code import code_files
+from atopipe.pipeline.system.code_files import code_files
 
 CODE = {
     "net.py": "import helper\nfrom pkg import part\nimport os, torch\n\ndef net(): ...\n",
