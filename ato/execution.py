@@ -38,6 +38,7 @@ class Execution:
 
 
 PLAIN = Execution()
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # a plain RuntimeError in torch
 
 
 @torch.no_grad()
@@ -49,9 +50,17 @@ def best_memory_format(model: nn.Module, example: Tensor) -> torch.memory_format
     copied = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     try:
         copied(example.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         return torch.contiguous_format
     return torch.channels_last
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: that says something of the machine, and nothing of the network."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or CPU_ALLOCATOR in str(error)
 
 
 def best_precision(device: torch.device) -> torch.dtype:

@@ -4,7 +4,9 @@ A *group* is the set of parameter slices which, when all zero, make a structure'
 (ATO, section 3.1). A *group set* gathers the groups of one width: the 64 channels of a residual stream, say.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,22 +52,27 @@ class GroupSet:
 class Unprunable:
     """A width of `size` channels that stays whole, and why.
 
-    `layers` have it as their output. `settled`: a closer look at parts of the network could not change it.
+    `layers` have it as their output. `final`: a closer look at parts of the network could not change it.
     """
 
     name: str
     size: int
     reason: str
     layers: frozenset[str] = frozenset()
-    settled: bool = False
+    final: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """All group sets of a network. A *mask* is one flat vector over them: set after set, 1 keep, 0 remove."""
+    """All group sets of a network. A *mask* is one flat vector over them: set after set, 1 keep, 0 remove.
+
+    `proven_in_training`: whether the proof covers the network in training mode too; it cannot where its outputs are
+    random then even without dropout layers.
+    """
 
     sets: tuple[GroupSet, ...]
     unprunable: tuple[Unprunable, ...]
+    proven_in_training: bool = True
 
     @property
     def sizes(self) -> list[int]:
@@ -84,6 +91,39 @@ class Groups:
     def widths(self, mask: Tensor) -> Tensor:
         """Kept groups per set, differentiable in the mask."""
         return torch.stack([part.sum() for part in self.split(mask)])
+
+    def to_json(self) -> str:
+        """Text that `from_json` turns back into equal groups."""
+        plain = {
+            "sets": [{"name": s.name, "size": s.size, "members": [_plain(m) for m in s.members]} for s in self.sets],
+            "unprunable": [{**asdict(width), "layers": sorted(width.layers)} for width in self.unprunable],
+            "proven_in_training": self.proven_in_training,
+        }
+        return json.dumps(plain, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Groups":
+        """Read groups; raises GroupsError when the text is none."""
+        try:
+            plain = json.loads(text)
+            sets = [GroupSet(s["name"], s["size"], tuple(map(_member, s["members"]))) for s in plain["sets"]]
+            whole = [Unprunable(**{**width, "layers": frozenset(width["layers"])}) for width in plain["unprunable"]]
+            return Groups(tuple(sets), tuple(whole), plain["proven_in_training"])
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise GroupsError(f"this is not a file of groups ({type(error).__name__}: {error})") from error
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    return {**vars(member), "index": member.index.tolist(), "group": member.group.tolist()}
+
+
+def _member(plain: dict[str, Any]) -> Member:
+    index, group = (torch.tensor(plain[name], dtype=torch.int64) for name in ("index", "group"))
+    return Member(**{**plain, "index": index, "group": group})
+
+
+class GroupsError(ValueError):
+    """A file of groups that cannot be read."""
 
 
 class NoGroupsError(Exception):

@@ -14,10 +14,6 @@ def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-class SnapshotError(ValueError):
-    """A snapshot that does not fit the run it is given to."""
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """`tensors` by name, and `values` that JSON can hold."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atopipe.ato.execution import is_out_of_memory
+
 
 class GraphError(Exception):
     """The network's channels cannot be followed from layer to layer."""
@@ -42,7 +44,9 @@ def trace_twin(model: nn.Module, example: Tensor) -> Twin:
     try:
         twin = weightless_twin(model)
         output, calls = capture_calls(twin, Call((torch.zeros(example.shape, device="meta"),), {}))
-    except Exception:  # it looks at values, or holds tensors that are no buffers: then it must run for real
+    except Exception as error:  # it looks at values, or holds tensors that are no buffers: then it must run for real
+        if is_out_of_memory(error):
+            raise
         twin = copy.deepcopy(model).cpu().float().eval()
         output, calls = _run(twin, torch.zeros(example.shape))
     _require_logits(type(model).__name__, output)
@@ -116,6 +120,8 @@ def _run(model: nn.Module, image: Tensor) -> tuple[Any, dict[str, Call]]:
     try:
         return capture_calls(model, Call((image,), {}))
     except Exception as error:  # whatever the network's code raises
+        if is_out_of_memory(error):
+            raise
         first_line = next(iter(str(error).splitlines()), "no message")
         raise GraphError(
             f"{name} does not run on an image of shape {list(image.shape[1:])} ({type(error).__name__}: {first_line}); "

@@ -17,12 +17,14 @@ def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -
 
     `example`: one image [1, C, H, W]. First the whole network is read; then, level by level, those of its modules
     which hold layers that were not understood or not proven. What stays whole is listed in `unprunable` with its
-    reason. Raises GraphError when the network does not give logits, NoGroupsError when nothing is left to prune.
+    reason; `proven_in_training` is false where outputs in training mode are random. Raises GraphError when the network
+    does not give logits, NoGroupsError when nothing is left to prune.
     """
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator, which must not notice
         search = _Search(trace_twin(model, example), Probe(model, example, generator))
         search.descend()
-    proven = Groups(tuple(search.proven), tuple(search.whole()))
+    in_training = not search.probe.random_in_training
+    proven = Groups(tuple(search.proven), tuple(search.whole()), in_training)
     if not proven.sets:
         reasons = "; ".join(f"{u.name}: {u.reason}" for u in proven.unprunable[:3]) or "it has no prunable layer"
         raise NoGroupsError(
@@ -80,7 +82,7 @@ class _Search:
     def _children(self, scope: str) -> list[str]:
         """The modules within `scope` in which a width may begin and end that is not proven yet."""
         done = {layer for group_set in self.proven for layer in group_set.layers}
-        done |= {layer for width in self.refused if width.settled for layer in width.layers}
+        done |= {layer for width in self.refused if width.final for layer in width.layers}
         prefix = f"{scope}." if scope else ""
         children = [f"{prefix}{name}" for name, _ in self.twin.model.get_submodule(scope).named_children()]
         inside = {child: self._inside(child) for child in children}

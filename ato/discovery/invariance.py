@@ -8,7 +8,7 @@ float64, while the network evaluates and while it trains.
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from atopipe.ato.discovery.capture import Call, capture_calls, tensors
+from atopipe.ato.execution import is_out_of_memory
 from atopipe.ato.groups import Groups, GroupSet
 from atopipe.ato.removal.shrink import TOLERANCE, relative_difference
 from atopipe.ato.removal.slices import scale_groups
@@ -26,17 +27,30 @@ SMALLEST_SIDE = 32
 NOISE_PERIOD = 2**20 + 7  # a prime, so that no two rows of a matrix are alike
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What came of a removal: the `defect`, None where there is none.
+
+    `random_in_training`: outputs in training mode are random, and whether removal changes them could not be told.
+    """
+
+    defect: str | None
+    random_in_training: bool = False
+
+
 class Probe:
     """A network of random weights in float64, on which the removal of group sets is tried.
 
     `model` is not modified. Where it runs on smaller images than `example` [1, C, H, W] it is tried on those, which
-    takes a fraction of the time and shows the same channels. Dropout is off; torch's global generator is used.
+    takes a fraction of the time and shows the same channels. Dropout layers are off; torch's global generator is used.
+    `random_in_training`: some removal could not be judged in training mode.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, generator: torch.Generator) -> None:
         self.generator = generator
         self.model = random_network(model, generator)
         self.images = self._calibrate(example)
+        self.random_in_training = False
 
     def failures(self, proven: Sequence[GroupSet], candidates: Sequence[GroupSet]) -> dict[str, str]:
         """Why candidates fail, by name; all others can be removed together with what is `proven` already.
@@ -57,7 +71,7 @@ class Probe:
         for candidate in candidates:
             scope = _enclosing(candidate, calls)
             module = self.model.get_submodule(scope)
-            if defect := removal_defect(module, [_within(scope, candidate)], calls[scope], self.generator):
+            if defect := self._defect(module, [_within(scope, candidate)], calls[scope]):
                 defects[candidate.name] = defect
         return defects
 
@@ -73,7 +87,12 @@ class Probe:
             self._add(accepted, more[len(more) // 2 :], failures)
 
     def _joint_defect(self, sets: Sequence[GroupSet]) -> str | None:
-        return removal_defect(self.model, sets, Call((self.images,), {}), self.generator)
+        return self._defect(self.model, sets, Call((self.images,), {}))
+
+    def _defect(self, module: nn.Module, sets: Sequence[GroupSet], call: Call) -> str | None:
+        finding = try_removal(module, sets, call, self.generator)
+        self.random_in_training |= finding.random_in_training
+        return finding.defect
 
     @torch.no_grad()
     def _calibrate(self, example: Tensor) -> Tensor:
@@ -118,8 +137,8 @@ def random_network(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 @torch.no_grad()
-def removal_defect(module: nn.Module, sets: Sequence[GroupSet], call: Call, generator: torch.Generator) -> str | None:
-    """What goes wrong when a random part of each set is zeroed and removed from `module`; None when nothing does."""
+def try_removal(module: nn.Module, sets: Sequence[GroupSet], call: Call, generator: torch.Generator) -> Finding:
+    """What comes of it when a random part of each set is zeroed and removed from `module`."""
     groups = Groups(tuple(sets), ())
     mask = torch.cat([_random_mask(s.size, generator) for s in sets])
     zeroed = _sharing_copy(module, own=frozenset().union(*(s.layers for s in sets)))
@@ -128,23 +147,30 @@ def removal_defect(module: nn.Module, sets: Sequence[GroupSet], call: Call, gene
         small = cut_model(_sharing_copy(module, own=frozenset()), structure_of(module, groups, mask))
         differences = [_difference(zeroed, small, call, training=training) for training in (False, True)]
     except Exception as error:  # whatever the network's code raises
+        if is_out_of_memory(error):
+            raise
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"the network does not run without some of them ({first_line})"
-    if max(differences) > TOLERANCE:
-        return (
-            f"zeroing some of them does not make them vanish: removing them changes outputs by {max(differences):.0e}"
+        return Finding(f"the network does not run without some of them ({first_line})")
+    largest = max(difference for difference in differences if difference is not None)
+    if largest > TOLERANCE:
+        return Finding(
+            f"zeroing some of them does not make them vanish: removing them changes outputs by {largest:.0e}"
         )
-    return None
+    return Finding(None, random_in_training=None in differences)
 
 
-def _difference(zeroed: nn.Module, small: nn.Module, call: Call, *, training: bool) -> float:
-    """The largest relative difference of any output; 0 where outputs are random even without dropout layers."""
+def _difference(zeroed: nn.Module, small: nn.Module, call: Call, *, training: bool) -> float | None:
+    """The largest relative difference of any output.
+
+    None where outputs in training mode differ, but are random even without dropout layers: functional dropout draws for
+    fewer channels.
+    """
     wanted = _outputs(zeroed, call, training=training, seed=0)
     got = _outputs(small, call, training=training, seed=0)
     difference = max(map(relative_difference, got, wanted), default=0.0)
     if difference > TOLERANCE and training:
         again = _outputs(zeroed, call, training=training, seed=1)
-        return difference if all(map(torch.equal, again, wanted)) else 0.0
+        return difference if all(map(torch.equal, again, wanted)) else None
     return difference
 
 
@@ -191,7 +217,9 @@ def _runs(model: nn.Module, images: Tensor) -> bool:
         for training in (True, False):
             model.train(training)
             model(images)
-    except Exception:  # whatever the network's code raises
+    except Exception as error:  # whatever the network's code raises
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 

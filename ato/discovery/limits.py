@@ -11,24 +11,29 @@ import psutil
 CHECK_SECONDS = 0.2
 
 
+class LimitError(Exception):
+    """Some work went beyond its limits."""
+
+
 @contextmanager
 def limits(seconds: float, gibibytes: float) -> Iterator[None]:
-    """Raises TimeoutError in its block when that takes longer, MemoryError when the process grows by more.
+    """Raises LimitError in its block when that takes more processor time, or the process grows by more.
 
-    Needs the main thread of a POSIX system; elsewhere there is no limit. A timer that was set before is set again.
+    The time is that of this thread, so that what else the machine does makes no difference. Needs the main thread of a
+    POSIX system; elsewhere there is no limit. A timer that was set before is set again.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     process = psutil.Process()
-    end, most = time.monotonic() + seconds, process.memory_info().rss + gibibytes * 2**30
+    end, most = time.thread_time() + seconds, process.memory_info().rss + gibibytes * 2**30
 
     def look(*_: object) -> None:
-        if time.monotonic() > end:
-            raise TimeoutError(f"it takes longer than {seconds:g} s")
+        if time.thread_time() > end:
+            raise LimitError(f"it takes more than {seconds:g} s of processor time")
         if process.memory_info().rss > most:
-            raise MemoryError(f"it needs more than {gibibytes:g} GiB")
+            raise LimitError(f"it needs more than {gibibytes:g} GiB")
 
     handler = signal.signal(signal.SIGALRM, look)
     timer = signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, CHECK_SECONDS)

@@ -11,6 +11,7 @@ from atopipe.ato import layers
 from atopipe.ato.discovery.capture import Call, GraphError
 from atopipe.ato.discovery.dependencies import Coupled, coupled_widths
 from atopipe.ato.discovery.limits import limits
+from atopipe.ato.execution import is_out_of_memory
 from atopipe.ato.groups import GroupSet, Member, Unprunable
 
 GRAPH_SECONDS, GRAPH_GIBIBYTES = 20, 4
@@ -37,6 +38,8 @@ class GraphReader:
             with limits(GRAPH_SECONDS, GRAPH_GIBIBYTES):
                 widths = list(coupled_widths(self.model.get_submodule(scope), call))
         except Exception as error:  # the tracer raises whatever it stumbles over
+            if is_out_of_memory(error):
+                raise
             first_line = next(iter(str(error).splitlines()), "no message")
             raise GraphError(
                 f"channels cannot be followed through {_called(scope)} ({type(error).__name__}: {first_line})"
@@ -52,13 +55,13 @@ class GraphReader:
         if mismatch is None and not followed:
             mismatch = f"its channels cannot be followed beyond '{self.names[coupled[-1].module]}'"
         if reason := obstacle or mismatch:
-            return Unprunable(name, channels, reason, holders, settled=mismatch is None)
+            return Unprunable(name, channels, reason, holders, final=mismatch is None)
         blocks = math.lcm(*(layers.blocks(item.module) for item in coupled))
         size = channels // blocks  # channels that lie a block apart in grouped convolutions go together
         if channels % blocks or size == 1:
             many = channels > 1 and f"the {blocks} blocks of its grouped layers leave no choice"
             reason = many or "it is but one channel"
-            return Unprunable(name, channels, reason, holders, settled=True)
+            return Unprunable(name, channels, reason, holders, final=True)
         members = tuple(_member(item, self.names, size) for item in coupled)
         pairs = zip(coupled, members, strict=True)
         reason = next(filter(None, (_imbalance(i.module, member, size) for i, member in pairs)), None)

@@ -36,7 +36,7 @@ class Set:
 
 
 @dataclass(frozen=True)
-class Whole:
+class UnprunableWidth:
     """A width of `size` channels that stays as it is, and why."""
 
     name: str
@@ -51,7 +51,8 @@ class Inspection:
     model: str
     input: tuple[int, ...]
     sets: tuple[Set, ...]
-    unprunable: tuple[Whole, ...]
+    unprunable: tuple[UnprunableWidth, ...]
+    proven_in_training: bool
     flops: float
     params: float
     align: Align
@@ -71,6 +72,8 @@ class Inspection:
         low = f"{self.minimum_flops:.4f} of the FLOPs, {self.minimum_params:.4f} of the parameters"
         lines = [f"{self.model}, input {shape}: {totals}", f"reachable: {low}, with widths aligned to {self.align}"]
         lines.append(f"target {self.target}")
+        if not self.proven_in_training:
+            lines.append("not proven while training: outputs are random then even without dropout layers")
         if self.rehearsal:
             lines.append(f"preflight ok (random weights): {self.rehearsal.as_text()}")
         return [*lines, f"after {self.seconds:.1f} s"]
@@ -101,7 +104,8 @@ def _inspect(config: Config, workspace: Workspace) -> Inspection:
         model=config.model.name,
         input=tuple(example.shape[1:]),
         sets=_sets(groups, costs),
-        unprunable=tuple(Whole(u.name, u.size, u.reason) for u in groups.unprunable),
+        unprunable=tuple(UnprunableWidth(u.name, u.size, u.reason) for u in groups.unprunable),
+        proven_in_training=groups.proven_in_training,
         flops=costs["flops"].dense,
         params=costs["params"].dense,
         align=align,

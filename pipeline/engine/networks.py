@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.system.errors import MissingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,14 +57,19 @@ def load_shrunk(run: RunDirectory) -> "nn.Module":
     return model.eval()
 
 
+def load_groups(context: Context) -> "Groups":
+    """The groups that stage train found."""
+    from atopipe.ato.groups import Groups
+
+    return Groups.from_json(context.input("train", "groups.json").read_text(encoding="utf-8"))
+
+
 def load_mask(context: Context, groups: "Groups") -> "Tensor":
     """The mask that stage train chose, as one flat vector over `groups`."""
     import torch
     from safetensors.torch import load_file
 
     masks = load_file(context.input("train", "masks.safetensors"))
-    if {name: len(mask) for name, mask in masks.items()} != {item.name: item.size for item in groups.sets}:
-        raise MissingError("stages/train/masks.safetensors belongs to another network: run again with --force")
     return torch.cat([masks[item.name] for item in groups.sets])
 
 

@@ -1,6 +1,7 @@
 """Which of the widths that can be pruned the user wants to be pruned: `--keep PATTERN`, `--only PATTERN`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def choose(groups: "Groups", model: "nn.Module", *, keep: Sequence[str], only: S
     one, with all layers that share it. What is left out is listed as unprunable with its reason. Raises UsageError for
     a pattern that matches no module, or when nothing is left.
     """
-    from atopipe.ato.groups import Groups, Unprunable
+    from atopipe.ato.groups import Unprunable
 
     modules = [name for name, _ in model.named_modules()]
     for option, pattern in [*(("--keep", p) for p in keep), *(("--only", p) for p in only)]:
@@ -29,11 +30,12 @@ def choose(groups: "Groups", model: "nn.Module", *, keep: Sequence[str], only: S
             raise UsageError(f"{option} '{pattern}' matches no layer of the network: {hint}")
     reasons = {s.name: _reason(s, keep, only) for s in groups.sets}
     left_out = tuple(
-        Unprunable(s.name, s.size * s.channels_per_group, reason, s.layers, settled=True)
+        Unprunable(s.name, s.size * s.channels_per_group, reason, s.layers, final=True)
         for s in groups.sets
         if (reason := reasons[s.name])
     )
-    chosen = Groups(tuple(s for s in groups.sets if not reasons[s.name]), groups.unprunable + left_out)
+    left = tuple(s for s in groups.sets if not reasons[s.name])
+    chosen = replace(groups, sets=left, unprunable=groups.unprunable + left_out)
     if not chosen.sets:
         raise UsageError("--keep and --only leave nothing to prune: choose fewer or other patterns")
     return chosen

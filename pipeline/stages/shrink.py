@@ -5,7 +5,7 @@ Leaves structure.json (model name, arguments, kept indices) and weights.safetens
 
 import json
 
-from atopipe.pipeline.engine.networks import load_mask, load_trained
+from atopipe.pipeline.engine.networks import load_groups, load_mask, load_trained
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
@@ -20,7 +20,7 @@ def run(context: Context) -> dict[str, float]:
     from atopipe.ato.search.cost import flops, params
 
     workspace, model = context.workspace, load_trained(context)
-    groups = workspace.groups(workspace.new_model())
+    groups = load_groups(context)
     mask = load_mask(context, groups)
     small, structure = shrink(model, groups, mask)
     images, generator = workspace.images(PROOF_IMAGES), workspace.generator(Stream.PROOF)

@@ -1,20 +1,22 @@
 """Train the dense network while the controller learns which groups to keep.
 
-Leaves weights.safetensors (dense shape, masked groups exactly zero), masks.safetensors, history.json and
+Leaves weights.safetensors (dense shape, masked groups exactly zero), groups.json, masks.safetensors, history.json and
 execution.json.
 """
 
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.settings import TARGETS
+from atopipe.pipeline.engine.process_group import shared
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.training import save_training, training_session
 from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
+from atopipe.pipeline.system.files import write_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
 
@@ -31,7 +33,7 @@ def run(context: Context) -> dict[str, float]:
     workspace.check_model()
     workspace.train_batches()  # refused before the network is traced if they are too large
     model = workspace.first_model()
-    groups = workspace.groups(model)
+    groups = _groups(context, model)
     budgets = [
         Budget(cost := COSTS[name](model, groups, workspace.example), target.limit(cost.dense))
         for name, target in config.targets.items()
@@ -58,8 +60,20 @@ def run(context: Context) -> dict[str, float]:
         )
     if workspace.job.rank > 0:
         return {}
+    write_text(context.folder / "groups.json", groups.to_json())
     _save_masks(context, groups, trained.mask)
     return {"time.epochs_s": save_training(context, trained.model, trained.history, execution)}
+
+
+def _groups(context: Context, model: "nn.Module") -> "Groups":
+    """What may be pruned, found by the first process alone: found twice, groups may differ."""
+    from atopipe.ato.groups import Groups
+
+    job = context.workspace.job
+    if job.size == 1:
+        return context.workspace.groups(model)
+    found = context.workspace.groups(model).to_json() if job.rank == 0 else ""
+    return Groups.from_json(shared(found.encode()).decode())
 
 
 def _save_masks(context: Context, groups: "Groups", mask: "Tensor") -> None:
@@ -74,7 +88,8 @@ def _described(groups: "Groups") -> str:
     more = len(groups.unprunable) - len(named)
     whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")
     widths = f"{groups.total:,} channel groups in {len(groups.sets)} widths can be pruned"
-    return f"{widths}; not pruned: {whole}" if whole else widths
+    limit = "" if groups.proven_in_training else "; not proven while training, where outputs are random"
+    return (f"{widths}; not pruned: {whole}" if whole else widths) + limit
 
 
 STAGE = Stage(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from atopipe.ato.discovery.capture import GraphError
 from atopipe.ato.discovery.find import find_groups
-from atopipe.ato.discovery.limits import limits
-from atopipe.ato.groups import NoGroupsError
+from atopipe.ato.discovery.limits import LimitError, limits
+from atopipe.ato.groups import Groups, GroupsError, NoGroupsError
 from atopipe.ato.removal.shrink import shrink
 from atopipe.ato.removal.slices import scale_groups
 from atopipe.ato.search.masking import masked
@@ -145,10 +145,17 @@ def test_a_network_without_logits_is_refused(example: Tensor, generator: torch.G
         find_groups(nn.Conv2d(3, 4, 3), example, generator)
 
 
+def work_for_ever() -> None:
+    while True:
+        pass
+
+
 def test_work_stops_at_its_limits_of_time_and_memory() -> None:
-    with pytest.raises(TimeoutError, match="it takes longer than 1 s"), limits(1, 4):
-        time.sleep(60)
-    with pytest.raises(MemoryError, match=r"it needs more than 0\.1 GiB"), limits(60, 0.1):
+    with limits(1, 4):
+        time.sleep(1.5)  # waiting is no work
+    with pytest.raises(LimitError, match="it takes more than 1 s of processor time"), limits(1, 4):
+        work_for_ever()
+    with pytest.raises(LimitError, match=r"it needs more than 0\.1 GiB"), limits(60, 0.1):
         [bytearray(2**20) + bytearray(time.sleep(0.002) or 0) for _ in range(1000)]
 
 
@@ -158,3 +165,61 @@ def test_discovery_draws_nothing_from_the_global_generator(
     before = torch.get_rng_state()
     find_groups(nn.Sequential(network, nn.Dropout(0.5)), example, generator)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_groups_are_the_same_after_a_round_trip_through_a_file(
+    network: nn.Module, example: Tensor, generator: torch.Generator
+) -> None:
+    groups = find_groups(network, example, generator)
+    again = Groups.from_json(groups.to_json())
+    assert again.to_json() == groups.to_json()
+    assert (again.sizes, again.unprunable) == (groups.sizes, groups.unprunable)
+    for ours, read in zip(groups.sets, again.sets, strict=True):
+        assert (ours.name, ours.size, ours.channels_per_group) == (read.name, read.size, read.channels_per_group)
+        for one, other in zip(ours.members, read.members, strict=True):
+            assert (one.module, one.axis, one.masked) == (other.module, other.axis, other.masked)
+            assert torch.equal(one.index, other.index)
+            assert torch.equal(one.group, other.group)
+            assert one.index.dtype == other.index.dtype
+    mask = random_mask(groups.sizes, generator)
+    assert shrink(network, again, mask)[1] == shrink(network, groups, mask)[1]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"sets": [{"name": "a"}], "unprunable": []}', "[" * 100_000])
+def test_what_is_no_file_of_groups_is_refused(text: str) -> None:
+    with pytest.raises(GroupsError, match=r"^this is not a file of groups"):
+        Groups.from_json(text)
+
+
+def test_a_network_that_is_random_in_training_is_not_called_proven_there(
+    example: Tensor, generator: torch.Generator
+) -> None:
+    """Dropout as a function draws for the channels that are left, so that outputs cannot be compared."""
+
+    class Random(nn.Module):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.body, self.head, self.rate = nn.Conv2d(3, 12, 3), nn.Linear(12, 5), rate
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x).relu().mean((2, 3))
+            return self.head(nn.functional.dropout(x, self.rate, self.training))
+
+    assert not find_groups(Random(0.5), example, generator).proven_in_training
+    assert find_groups(Random(0.0), example, generator).proven_in_training
+    layered = nn.Sequential(nn.Conv2d(3, 12, 8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 5))
+    assert find_groups(layered, example, generator).proven_in_training
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_memory_that_runs_out_is_no_property_of_the_network(
+    residual: nn.Module, example: Tensor, generator: torch.Generator, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("atopipe.ato.discovery.invariance.cut_model", fails)
+    with pytest.raises(type(error)):
+        find_groups(residual, example, generator)

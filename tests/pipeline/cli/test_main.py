@@ -178,7 +178,9 @@ def test_a_target_out_of_reach_is_refused_before_training(capsys: pytest.Capture
     code, line = said(capsys, *argv)
     assert code == 2
     assert re.match(
-        r"atopipe: target 0\.001 cannot be reached: .* the network keeps from 0\.\d+ to 1 of its FLOPs; ", line
+        r"atopipe: target 0\.001 \([\d,]+ FLOPs\) cannot be reached: .* "
+        r"the network keeps from 0\.\d+ \([\d,]+\) to 1 of its FLOPs; ",
+        line,
     )
     assert "epoch" not in (here / "out/events.jsonl").read_text()
     assert not list((here / "out/stages").iterdir())

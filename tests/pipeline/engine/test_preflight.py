@@ -64,7 +64,7 @@ def test_a_rehearsal_meets_the_budget_and_changes_nothing() -> None:
     groups = find_groups(model, example, generator)
     budget = Budget.of_dense(flops(model, groups, example), 0.6)
     rehearsal = rehearse(model, groups, [budget], example, align=1, generator=generator)
-    assert 0.5 < rehearsal.ratios["FLOPs"] <= 0.6
+    assert 0.5 < rehearsal.ratios["flops"] <= 0.6
     assert rehearsal.lossless <= 1e-10
     assert rehearsal.passed
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -128,7 +128,7 @@ def test_inspect_with_a_target_tries_it(capsys: pytest.CaptureFixture[str]) -> N
     assert found["input"] == [3, 16, 16]
     assert [(s["name"], s["size"]) for s in found["sets"]] == [("1.0", 48)]
     assert {"name": "0.0", "size": 24, "reason": "--keep '0.*'"} in found["unprunable"]
-    assert found["rehearsal"]["ratios"]["FLOPs"] <= 0.5
+    assert found["rehearsal"]["ratios"]["flops"] <= 0.5
     assert found["rehearsal"]["lossless"] <= 1e-10
     assert 0 < found["minimum_params"] < 1
     assert main([*arguments, "--target-flops", "0.5"]) == 0

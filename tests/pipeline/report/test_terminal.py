@@ -55,7 +55,7 @@ def test_the_table_compares_dense_with_shrunk(summary: Summary) -> None:
 
 def test_a_dense_run_gives_the_difference_in_points_and_the_ratio_of_times() -> None:
     dense = {"accuracy.dense": 0.98, "time.dense_epochs_s": 80.0, "time.epochs_s": 50.0}
-    text = summarise("x", METRICS | dense, GATES, {"flops": 0.3}, "m", 1.0).as_text()
+    text = summarise("x", METRICS | dense, GATES, {"flops": Target.parse(0.3)}, "m", 1.0).as_text()
     lines = {line.split("  ")[0]: line.split()[2:] for line in text.splitlines()}
     assert lines["accuracy (top-1)"] == ["0.9800", "0.9750", "-0.50", "points"]
     assert lines["training time"] == ["1", "min", "20", "s", "50.0", "s", "0.625"]

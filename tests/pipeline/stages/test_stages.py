@@ -87,7 +87,14 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
         *("inputs.json", ".lock"),
         *(
             f"stages/train/{name}"
-            for name in ("weights.safetensors", "masks.safetensors", "history.json", "execution.json", "result.json")
+            for name in (
+                "weights.safetensors",
+                "groups.json",
+                "masks.safetensors",
+                "history.json",
+                "execution.json",
+                "result.json",
+            )
         ),
         *(f"stages/shrink/{name}" for name in ("structure.json", "weights.safetensors", "result.json")),
         *(
