@@ -41,8 +41,8 @@ class PhaseSettings:
     """The phases of a run as fractions of it; what they leave is trained on the small network alone."""
 
     dense: float = 0.1
-    search: float = 0.25
-    decay: float = 0.075
+    search: float = 0.35
+    decay: float = 0.1
 
     def __post_init__(self) -> None:
         _require("phases.dense", self.dense, 0 <= self.dense < 1, "in [0, 1)")

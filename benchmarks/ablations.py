@@ -20,7 +20,7 @@ from cases import ATO, DENSE, Case, done, markdown, train_case
 from masks import looking_at, norms, shares
 from record import append, environment, rows
 
-from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
+from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.search.searches import SEARCHES
 from atopipe.pipeline.data.dataset import Data, stratified
@@ -30,6 +30,7 @@ NAME = "ablations"
 RECIPE = Recipe(
     batch_size=128,
     align=1,
+    phases=PhaseSettings(search=0.25, decay=0.075),
     weights=WeightSettings("sgd", learning_rate=0.2, weight_decay=5e-4, warmup=0.2, label_smoothing=0.0),
 )
 

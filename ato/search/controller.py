@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-INPUT_SIZE = 64
+EMBEDDING_SIZE = 64
 STATE_SIZE = 128
 
 
 class Controller(nn.Module):
-    """Frozen orthogonal inputs -> bidirectional GRU -> LayerNorm -> ReLU -> one linear head per group set -> logits.
+    """Frozen orthogonal inputs -> bidirectional GRU -> LayerNorm -> ReLU -> one linear head per group set -> scores.
 
     `sizes`: groups per set (L sets, G groups in all). One sequence step per set, so that the choice of a width can
     depend on all others. Parameters are initialised from `generator`.
@@ -20,17 +20,17 @@ class Controller(nn.Module):
 
     def __init__(self, sizes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
-        inputs = torch.empty(len(sizes), 1, INPUT_SIZE)
+        inputs = torch.empty(len(sizes), 1, EMBEDDING_SIZE)
         self.register_buffer(
             "inputs", nn.init.orthogonal_(inputs.view(len(sizes), -1), generator=generator).view_as(inputs)
         )
-        self.gru = nn.GRU(INPUT_SIZE, STATE_SIZE, bidirectional=True)
+        self.gru = nn.GRU(EMBEDDING_SIZE, STATE_SIZE, bidirectional=True)
         self.norm = nn.LayerNorm(2 * STATE_SIZE)
         self.heads = nn.ModuleList(nn.Linear(2 * STATE_SIZE, size, bias=False) for size in sizes)
         _initialise(self, generator)
 
     def forward(self) -> Tensor:
-        """Logits of all groups, [G]."""
+        """Scores of all groups, [G]."""
         states = torch.relu(self.norm(self.gru(self.inputs)[0]))[:, 0]
         return torch.cat([head(state) for head, state in zip(self.heads, states, strict=True)])
 
@@ -49,9 +49,9 @@ def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return -torch.log(-torch.log(uniform.clamp(tiny, 1 - torch.finfo(like.dtype).eps))).to(like.device)
 
 
-def relaxed_mask(logits: Tensor, noise: Tensor, offset: float, temperature: float) -> Tensor:
-    """The Gumbel-sigmoid: sigmoid((logits + noise + offset) / temperature), in (0, 1), shape of `logits`."""
-    return torch.sigmoid((logits + noise + offset) / temperature)
+def relaxed_mask(scores: Tensor, noise: Tensor, offset: float, temperature: float) -> Tensor:
+    """The Gumbel-sigmoid: sigmoid((scores + noise + offset) / temperature), in (0, 1), shape of `scores`."""
+    return torch.sigmoid((scores + noise + offset) / temperature)
 
 
 def straight_through(relaxed: Tensor) -> Tensor:
@@ -60,6 +60,6 @@ def straight_through(relaxed: Tensor) -> Tensor:
     return hard + (relaxed - relaxed.detach())
 
 
-def keep_probability(logits: Tensor, offset: float) -> Tensor:
-    """P(a hard sample keeps the group) = P(noise >= -(logits + offset)) = 1 - exp(-exp(logits + offset)); no noise."""
-    return -torch.expm1(-torch.exp(logits + offset))
+def keep_probability(scores: Tensor, offset: float) -> Tensor:
+    """P(a hard sample keeps the group) = P(noise >= -(scores + offset)) = 1 - exp(-exp(scores + offset)); no noise."""
+    return -torch.expm1(-torch.exp(scores + offset))

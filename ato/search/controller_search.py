@@ -17,7 +17,7 @@ from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimiz
 
 
 class ControllerSearch:
-    """Scores are the controller's logits; one call of `step` moves it forward and leaves the network as it is."""
+    """Scores are what the controller puts out; one call of `step` moves it forward and leaves the network as it is."""
 
     def __init__(self, problem: SearchProblem) -> None:
         self.problem, self.settings = problem, problem.recipe.controller
@@ -31,9 +31,9 @@ class ControllerSearch:
         )
 
     def scores(self) -> Tensor:
-        """The controller's logits [G], which rise with the keep-probabilities."""
-        logits: Tensor = self.controller()
-        return logits
+        """What the controller puts out, [G]; keep-probabilities rise with it."""
+        scores: Tensor = self.controller()
+        return scores
 
     @torch.no_grad()
     def likely_mask(self) -> Tensor:
@@ -42,7 +42,7 @@ class ControllerSearch:
 
     @torch.no_grad()
     def best_mask(self) -> Tensor:
-        """The mask [G] that the logits are worth; raises DivergedError where they are no numbers."""
+        """The mask [G] that the scores are worth; raises DivergedError where they are no numbers."""
         scores = self.scores().cpu()
         if not bool(torch.isfinite(scores).all()):
             raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
@@ -52,13 +52,13 @@ class ControllerSearch:
         """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample)."""
         count = max(2, math.ceil(self.settings.batch_share * len(images)))  # one image has no statistics
         images, labels = images[:count], labels[:count]
-        logits, model = self.scores(), self.problem.model
+        scores, model = self.scores(), self.problem.model
         with (
             STATISTICS[self.settings.statistics](model),
-            masked_at(model, self.lookups, self._sample(logits)),
+            masked_at(model, self.lookups, self._sample(scores)),
         ):
             loss = cross_entropy(self.problem.execution.logits(model, images), labels)
-        loss = loss + self.settings.budget_weight * self._penalty(self._sample(logits), progress)
+        loss = loss + self.settings.budget_weight * self._penalty(self._sample(scores), progress)
         parameters = list(self.controller.parameters())
         # Only the controller's gradients are computed: the weights' would cost as much again as the rest of the step.
         gradients = torch.autograd.grad(loss, parameters)
@@ -82,7 +82,7 @@ class ControllerSearch:
         penalty = search_penalty(self.budgets, widths, progress, anneal=settings.anneal, margin=settings.margin)
         return penalty.float()
 
-    def _sample(self, logits: Tensor) -> Tensor:
+    def _sample(self, scores: Tensor) -> Tensor:
         """A soft mask, [G]."""
-        noise = gumbel_noise(logits, self.problem.generator)
-        return relaxed_mask(logits, noise, self.settings.offset, self.settings.temperature)
+        noise = gumbel_noise(scores, self.problem.generator)
+        return relaxed_mask(scores, noise, self.settings.offset, self.settings.temperature)

@@ -3,7 +3,7 @@
 Every search is scores of groups -> widths within every budget -> the mask that is frozen, and differs from the others
 in where its scores come from only:
 
-- ATO: the logits of a controller network, which learns while the weights do (`controller_search`);
+- ATO: the output of a controller network, which learns while the weights do (`controller_search`);
 - magnitude: the norm scales of a group, over all sets together (`score_search`, like the next two);
 - uniform: the rank of a group in its own set, so that every set keeps the same share of its groups;
 - random: the same share of every set, at random.

@@ -7,7 +7,15 @@ from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.schedule import Phase, learning_rate_factor
 from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators
-from atopipe.ato.training.loop import FORGETFUL, Batches, EpochRecord, Keeper, Report, TrainBatches, run_epochs
+from atopipe.ato.training.loop import (
+    NO_CHECKPOINTS,
+    Checkpointer,
+    EpochRecord,
+    EvalBatches,
+    Report,
+    TrainBatches,
+    run_epochs,
+)
 from atopipe.ato.training.weights import WeightTrainer
 
 
@@ -64,17 +72,17 @@ def train_dense(
     model: nn.Module,
     *,
     train_batches: TrainBatches,
-    val_batches: Batches,
+    val_batches: EvalBatches,
     recipe: Recipe,
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
-    keeper: Keeper = FORGETFUL,
+    checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     """Train `model` densely; the trained network and the record of each epoch. `model` is consumed.
 
     Raises DivergedError when the loss is no longer finite.
     """
     trainer = DenseTrainer(model, recipe, recipe.epochs * len(train_batches), generator, execution)
-    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, keeper)
+    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, checkpointer)
     return trainer.network.eval(), history

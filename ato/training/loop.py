@@ -17,7 +17,7 @@ from atopipe.ato.snapshot import Snapshot, joined
 REPORT_EVERY = 10
 
 
-class Batches(Protocol):
+class EvalBatches(Protocol):
     """The batches of one epoch: images [B, C, H, W] float32 and labels [B] int64, on the model's device."""
 
     def __len__(self) -> int: ...
@@ -25,8 +25,8 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-class TrainBatches(Batches, Protocol):
-    """Batches in an order that can be taken up again in the middle of an epoch."""
+class TrainBatches(EvalBatches, Protocol):
+    """EvalBatches in an order that can be taken up again in the middle of an epoch."""
 
     def order(self) -> Tensor:
         """What decides about the next epoch: the state of a generator."""
@@ -37,7 +37,7 @@ class TrainBatches(Batches, Protocol):
         ...
 
 
-class Steps(Protocol):
+class TrainingRun(Protocol):
     """What an epoch is made of: the state of a run of `total_steps` steps."""
 
     finished_steps: int
@@ -81,7 +81,7 @@ class Steps(Protocol):
         ...
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Keeps snapshots of a run, and knows the last one."""
 
     def latest(self) -> Snapshot | None:
@@ -93,7 +93,7 @@ class Keeper(Protocol):
         ...
 
 
-class Forgetful:
+class NullCheckpointer:
     """Keeps nothing."""
 
     def latest(self) -> None:
@@ -103,7 +103,7 @@ class Forgetful:
         """Nothing to do."""
 
 
-FORGETFUL = Forgetful()
+NO_CHECKPOINTS = NullCheckpointer()
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,20 @@ class _Epoch:
 
 
 def run_epochs(
-    trainer: Steps,
+    trainer: TrainingRun,
     epochs: int,
     train_batches: TrainBatches,
-    val_batches: Batches,
+    val_batches: EvalBatches,
     report: Report,
-    keeper: Keeper = FORGETFUL,
+    checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> tuple[EpochRecord, ...]:
     """Run all epochs, report each, and return their records; raises DivergedError at a loss that is not finite.
 
-    Begins where `keeper` has its last snapshot; the epochs that were complete then are not reported again.
+    Begins where `checkpointer` has its last snapshot; the epochs that were complete then are not reported again.
     """
     history: list[EpochRecord] = []
     epoch = _Epoch(1, train_batches.order())
-    if (snapshot := keeper.latest()) is not None:
+    if (snapshot := checkpointer.latest()) is not None:
         trainer.restore(snapshot.part("trainer"))
         history = [EpochRecord(**record) for record in snapshot.part("history").values["records"]]
         epoch = _Epoch.restored(snapshot.part("epoch"), next(trainer.network.parameters()).device)
@@ -207,7 +207,7 @@ def run_epochs(
         return joined(trainer=trainer.snapshot(), epoch=epoch.snapshot(), history=records)
 
     while epoch.number <= epochs:
-        _train_epoch(trainer, epoch, epochs, train_batches, report, lambda phase: keeper.after_step(phase, take))
+        _train_epoch(trainer, epoch, epochs, train_batches, report, lambda phase: checkpointer.after_step(phase, take))
         history.append(_record(trainer, epoch, epochs, val_batches))
         report(history[-1])
         epoch = _Epoch(epoch.number + 1, train_batches.order())
@@ -215,7 +215,7 @@ def run_epochs(
 
 
 def _train_epoch(
-    trainer: Steps,
+    trainer: TrainingRun,
     epoch: _Epoch,
     epochs: int,
     batches: TrainBatches,
@@ -237,7 +237,7 @@ def _train_epoch(
         after_step(trainer.phase)
 
 
-def _record(trainer: Steps, epoch: _Epoch, epochs: int, val_batches: Batches) -> EpochRecord:
+def _record(trainer: TrainingRun, epoch: _Epoch, epochs: int, val_batches: EvalBatches) -> EpochRecord:
     totals = torch.stack([torch.stack(epoch.losses).mean(), torch.stack(epoch.correct).sum() / epoch.seen])
     collectives.all_reduce_mean([totals])
     return EpochRecord(
@@ -260,7 +260,7 @@ def _finite(loss: float, step: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Batches, execution: Execution = PLAIN) -> float:
+def accuracy(model: nn.Module, batches: EvalBatches, execution: Execution = PLAIN) -> float:
     """Top-1 accuracy of `model` in evaluation mode over the batches of all processes, a fraction.
 
     Every process counts its own batches, with the first one's buffers: the statistics of normalisation differ.

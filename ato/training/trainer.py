@@ -20,7 +20,15 @@ from atopipe.ato.search.mask_search import MakeSearch, MaskSearch, SearchProblem
 from atopipe.ato.search.searches import SEARCHES
 from atopipe.ato.search.selection import check_budgets, kept_fractions
 from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators, tensors_only
-from atopipe.ato.training.loop import FORGETFUL, Batches, EpochRecord, Keeper, Report, TrainBatches, run_epochs
+from atopipe.ato.training.loop import (
+    NO_CHECKPOINTS,
+    Checkpointer,
+    EpochRecord,
+    EvalBatches,
+    Report,
+    TrainBatches,
+    run_epochs,
+)
 from atopipe.ato.training.weights import WeightTrainer
 
 
@@ -68,7 +76,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """TrainingRun of the whole run."""
         return self.schedule.total
 
     @property
@@ -184,23 +192,23 @@ def train(
     budgets: Sequence[Budget],
     *,
     train_batches: TrainBatches,
-    val_batches: Batches,
+    val_batches: EvalBatches,
     recipe: Recipe,
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
     make_search: MakeSearch | None = None,
-    keeper: Keeper = FORGETFUL,
+    checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
 
     `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
     DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator. Where
-    `keeper` has a snapshot of this run, the run goes on from there, to the same result. `make_search`: where the mask
-    comes from, if not from the search that the recipe names.
+    `checkpointer` has a snapshot of this run, the run goes on from there, to the same result. `make_search`: where the
+    mask comes from, if not from the search that the recipe names.
     """
     steps = recipe.epochs * len(train_batches)
     trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, make_search)
-    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, keeper)
+    history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, checkpointer)
     trained, mask = trainer.trained_model()
     return Trained(trained.eval(), mask, history)

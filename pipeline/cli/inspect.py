@@ -1,4 +1,4 @@
-"""What of a network can be pruned: its group sets, what stays whole and why, and how small it can become."""
+"""What of a network can be pruned: its group sets, what cannot and why, and how small it can become."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -133,7 +133,7 @@ def _sets(groups: "Groups", costs: "dict[str, Cost]") -> tuple[Set, ...]:
 
 
 def show(inspection: Inspection) -> None:
-    """Prints the sets as a table, what stays whole, and the totals."""
+    """Prints the sets as a table, what cannot be pruned, and the totals."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -148,7 +148,7 @@ def show(inspection: Inspection) -> None:
         table.add_row(Text(s.name), str(s.size), str(s.layers), f"{100 * s.flops:.1f} %", f"{100 * s.params:.1f} %")
     console.print(table)
     for width in inspection.unprunable:
-        line = f"{width.name} ({width.size} channels) is not pruned:  {width.reason}"
+        line = f"{width.name} ({width.size} channels) is not pruned: {width.reason}"
         console.print(line, style="dim", markup=False, soft_wrap=True)
     for line in ("", *inspection.notes()):
         console.print(line, markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from atopipe.ato.execution import Execution
     from atopipe.ato.snapshot import Snapshot
-    from atopipe.ato.training.loop import EpochRecord, Keeper, Progress
+    from atopipe.ato.training.loop import Checkpointer, EpochRecord, Progress
     from atopipe.pipeline.data.dataset import Batches, SplitBatches
 
     Report = Callable[[Progress | EpochRecord], None]
@@ -35,7 +35,7 @@ class SessionBatches:
 
 
 @contextmanager
-def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Keeper, Report]]":
+def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Checkpointer, Report]]":
     """The batches, what keeps the snapshots, and what shows and records the progress of a stage that trains.
 
     While active, Ctrl-C and SIGTERM wait for the end of a step. In a job of several processes the first one keeps the

@@ -27,7 +27,7 @@ def run(context: Context) -> dict[str, float]:
             generator=workspace.generator(Stream.TRAINING),
             report=report,
             execution=execution,
-            keeper=checkpointer,
+            checkpointer=checkpointer,
         )
     if workspace.job.rank > 0:
         return {}

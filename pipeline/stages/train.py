@@ -56,7 +56,7 @@ def run(context: Context) -> dict[str, float]:
             generator=workspace.generator(Stream.TRAINING),
             report=report,
             execution=execution,
-            keeper=checkpointer,
+            checkpointer=checkpointer,
         )
     if workspace.job.rank > 0:
         return {}
@@ -83,7 +83,7 @@ def _save_masks(context: Context, groups: "Groups", mask: "Tensor") -> None:
 
 
 def _described(groups: "Groups") -> str:
-    """How much can be pruned, and what stays whole with its reason, so that nothing is skipped in silence."""
+    """How much can be pruned, and what is not with its reason, so that nothing is skipped in silence."""
     named = [f"'{u.name}' ({u.reason})" for u in groups.unprunable[:NAMED]]
     more = len(groups.unprunable) - len(named)
     whole = "; ".join(named) + (f"; and {more} more, see 'atopipe inspect'" if more else "")

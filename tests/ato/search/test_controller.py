@@ -39,11 +39,11 @@ def test_straight_through_is_hard_forward_and_relaxed_backward() -> None:
     assert relaxed.grad.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("logit", [-5.0, -3.367, -2.5, 0.0])
-def test_keep_probability_is_the_share_of_hard_samples(logit: float, generator: torch.Generator) -> None:
-    logits = torch.full((200_000,), logit)
-    samples = straight_through(relaxed_mask(logits, gumbel_noise(logits, generator), offset=3.0, temperature=0.4))
-    assert samples.mean().item() == pytest.approx(keep_probability(logits[:1], 3.0).item(), abs=0.004)
+@pytest.mark.parametrize("score", [-5.0, -3.367, -2.5, 0.0])
+def test_keep_probability_is_the_share_of_hard_samples(score: float, generator: torch.Generator) -> None:
+    scores = torch.full((200_000,), score)
+    samples = straight_through(relaxed_mask(scores, gumbel_noise(scores, generator), offset=3.0, temperature=0.4))
+    assert samples.mean().item() == pytest.approx(keep_probability(scores[:1], 3.0).item(), abs=0.004)
 
 
 def test_at_the_start_everything_is_kept(generator: torch.Generator) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import Execution
 from atopipe.ato.groups import Groups
-from atopipe.ato.recipe import ControllerSettings, ProjectionSettings, Recipe, WeightSettings
+from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
 from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import Cost, flops
 from atopipe.ato.snapshot import Snapshot
@@ -21,7 +21,8 @@ from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord
 from atopipe.ato.training.trainer import train
 
-RECIPE = Recipe(epochs=4, batch_size=8, align=2, controller=ControllerSettings(learning_rate=1e-2))
+PHASES = PhaseSettings(search=0.25, decay=0.075)
+RECIPE = Recipe(phases=PHASES, epochs=4, batch_size=8, align=2, controller=ControllerSettings(learning_rate=1e-2))
 PER_EPOCH = 5  # 20 steps: dense to 2, search to 7, decay to 9
 
 
@@ -51,7 +52,7 @@ class Stopped(Exception):
     """The process is gone."""
 
 
-class Keeper:
+class Memory:
     """Begins with one snapshot; keeps another after so many steps, and stops there."""
 
     def __init__(self, start: Snapshot | None = None, stop_after: int | None = None) -> None:
@@ -83,7 +84,7 @@ def prunable(network: type[nn.Module]) -> tuple[Groups, Cost]:
     return groups, flops(model, groups, example)
 
 
-def pruned(network: nn.Module, recipe: Recipe, keeper: Keeper) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
+def pruned(network: nn.Module, recipe: Recipe, memory: Memory) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     groups, cost = prunable(type(network))
     torch.manual_seed(0)
     trained = train(
@@ -96,12 +97,12 @@ def pruned(network: nn.Module, recipe: Recipe, keeper: Keeper) -> tuple[nn.Modul
         generator=torch.Generator().manual_seed(0),
         report=lambda _: None,
         execution=Execution(memory_format=torch.channels_last),
-        keeper=keeper,
+        checkpointer=memory,
     )
     return trained.model, trained.history
 
 
-def dense(network: nn.Module, recipe: Recipe, keeper: Keeper) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
+def dense(network: nn.Module, recipe: Recipe, memory: Memory) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     torch.manual_seed(0)
     return train_dense(
         dropping(network),
@@ -110,16 +111,16 @@ def dense(network: nn.Module, recipe: Recipe, keeper: Keeper) -> tuple[nn.Module
         recipe=recipe,
         generator=torch.Generator().manual_seed(0),
         report=lambda _: None,
-        keeper=keeper,
+        checkpointer=memory,
     )
 
 
-def interrupted(run: Callable[[Keeper], object], stop_after: int, start: Snapshot | None = None) -> Snapshot:
-    keeper = Keeper(start, stop_after)
+def interrupted(run: Callable[[Memory], object], stop_after: int, start: Snapshot | None = None) -> Snapshot:
+    memory = Memory(start, stop_after)
     with pytest.raises(Stopped):
-        run(keeper)
-    assert keeper.kept is not None
-    return keeper.kept
+        run(memory)
+    assert memory.kept is not None
+    return memory.kept
 
 
 def untimed(history: tuple[EpochRecord, ...]) -> list[EpochRecord]:
@@ -142,27 +143,27 @@ def untimed(history: tuple[EpochRecord, ...]) -> list[EpochRecord]:
     ids=["default", "authors' projection, no live shrink", "average"],
 )
 def test_a_run_taken_up_again_ends_in_the_same_bytes(residual: nn.Module, recipe: Recipe, stop_after: int) -> None:
-    wanted, history = pruned(residual, recipe, Keeper())
-    snapshot = interrupted(lambda keeper: pruned(residual, recipe, keeper), stop_after)
+    wanted, history = pruned(residual, recipe, Memory())
+    snapshot = interrupted(lambda memory: pruned(residual, recipe, memory), stop_after)
     torch.randn(7)  # whatever else the process did
-    model, resumed = pruned(residual, recipe, Keeper(snapshot))
+    model, resumed = pruned(residual, recipe, Memory(snapshot))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in wanted.state_dict().items())
     assert untimed(resumed) == untimed(history)
 
 
 def test_a_run_may_be_interrupted_again_and_again(residual: nn.Module) -> None:
-    wanted, history = pruned(residual, RECIPE, Keeper())
+    wanted, history = pruned(residual, RECIPE, Memory())
     snapshot: Snapshot | None = None
     for _ in range(6):
-        snapshot = interrupted(lambda keeper: pruned(residual, RECIPE, keeper), 3, snapshot)
-    model, resumed = pruned(residual, RECIPE, Keeper(snapshot))
+        snapshot = interrupted(lambda memory: pruned(residual, RECIPE, memory), 3, snapshot)
+    model, resumed = pruned(residual, RECIPE, Memory(snapshot))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in wanted.state_dict().items())
     assert untimed(resumed) == untimed(history)
 
 
 def test_a_dense_run_is_taken_up_again_as_well(residual: nn.Module) -> None:
-    wanted, history = dense(residual, RECIPE, Keeper())
-    snapshot = interrupted(lambda keeper: dense(residual, RECIPE, keeper), 8)
-    model, resumed = dense(residual, RECIPE, Keeper(snapshot))
+    wanted, history = dense(residual, RECIPE, Memory())
+    snapshot = interrupted(lambda memory: dense(residual, RECIPE, memory), 8)
+    model, resumed = dense(residual, RECIPE, Memory(snapshot))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in wanted.state_dict().items())
     assert untimed(resumed) == untimed(history)

@@ -24,7 +24,8 @@ from atopipe.ato.search.masking import masked
 from atopipe.ato.training.loop import EpochRecord, Progress
 from atopipe.ato.training.trainer import Trained, Trainer, train
 
-RECIPE = Recipe(epochs=6, batch_size=16, align=2, controller=ControllerSettings(learning_rate=1e-2))
+PHASES = PhaseSettings(search=0.25, decay=0.075)
+RECIPE = Recipe(phases=PHASES, epochs=6, batch_size=16, align=2, controller=ControllerSettings(learning_rate=1e-2))
 
 
 @dataclass
@@ -66,12 +67,17 @@ def run(model: nn.Module, recipe: Recipe = RECIPE, target: float = 0.4, seed: in
     "recipe",
     [
         RECIPE,
-        Recipe(epochs=6, batch_size=16, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=0.05)),
+        Recipe(
+            phases=PHASES, epochs=6, batch_size=16, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=0.05)
+        ),
         Recipe(epochs=6, align=2, phases=PhaseSettings(0.2, 0.3, 0.5), projection=ProjectionSettings(10.0, 1000.0)),
-        Recipe(epochs=6, align=2, projection=ProjectionSettings(10.0, 10.0, half_space=0.1)),
+        Recipe(phases=PHASES, epochs=6, align=2, projection=ProjectionSettings(10.0, 10.0, half_space=0.1)),
         dataclasses.replace(RECIPE, search="magnitude", projection=ProjectionSettings(search_lambda=1.0)),
         Recipe(
-            epochs=6, align=2, controller=ControllerSettings(statistics="running", every=3, anneal=0.0, margin=0.005)
+            phases=PHASES,
+            epochs=6,
+            align=2,
+            controller=ControllerSettings(statistics="running", every=3, anneal=0.0, margin=0.005),
         ),
     ],
     ids=["default", "sgd", "authors", "half-space", "magnitude", "running"],
@@ -177,7 +183,9 @@ def test_the_controller_step_leaves_weights_and_statistics_alone(residual: nn.Mo
 
 def test_the_search_reaches_the_budget_by_itself(residual: nn.Module, example: Tensor) -> None:
     """The freeze must be no jump: what the controller would keep at the end is already near the target."""
-    trained, _, _ = run(residual, Recipe(epochs=20, align=2, controller=ControllerSettings(learning_rate=1e-2)))
+    trained, _, _ = run(
+        residual, Recipe(phases=PHASES, epochs=20, align=2, controller=ControllerSettings(learning_rate=1e-2))
+    )
     last_search = [record for record in trained.history if record.phase == "search"][-2]
     assert last_search.kept["flops"] == pytest.approx(0.4, abs=0.12)
 
@@ -235,7 +243,7 @@ def test_an_impossible_budget_stops_before_the_first_step(residual: nn.Module) -
 
 
 def test_a_diverging_run_stops_with_the_step_and_a_remedy(residual: nn.Module) -> None:
-    recipe = Recipe(epochs=6, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=1e30))
+    recipe = Recipe(phases=PHASES, epochs=6, align=2, weights=WeightSettings(optimizer="sgd", learning_rate=1e30))
     with pytest.raises(
         DivergedError, match=r"the training loss is (nan|inf) after step \d+; lower weights.learning_rate"
     ):
@@ -251,7 +259,7 @@ def test_progress_is_reported_while_an_epoch_runs(residual: nn.Module, example: 
         [Budget.of_dense(flops(residual, groups, example), 0.5)],
         train_batches=Blobs(25),
         val_batches=Blobs(1),
-        recipe=Recipe(epochs=2, align=2),
+        recipe=Recipe(phases=PHASES, epochs=2, align=2),
         generator=torch.Generator().manual_seed(0),
         report=heard.append,
     )

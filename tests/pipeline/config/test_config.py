@@ -52,7 +52,7 @@ def test_shipped_recipes_are_valid_and_survive_yaml(recipe: str) -> None:
 def test_the_recipe_for_cifar_is_the_usual_one_and_the_rest_is_the_default() -> None:
     recipe = load_config(None, {**GIVEN, "recipe": "cifar"}).recipe
     assert recipe.weights == WeightSettings("sgd", 0.1, 0.0005, warmup=0.025, label_smoothing=0.0)
-    assert (recipe.epochs, recipe.batch_size, recipe.phases) == (200, 128, PhaseSettings())
+    assert (recipe.epochs, recipe.batch_size, recipe.phases) == (200, 128, PhaseSettings(search=0.25, decay=0.075))
     assert recipe.controller == ControllerSettings()
 
 

@@ -260,7 +260,7 @@ def test_inspect_tells_what_can_be_pruned_and_how_far(
     assert 0 < found["minimum_flops"] < metrics["flops.ratio"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "head.3 (10 channels) is not pruned:  " in text
+    assert "head.3 (10 channels) is not pruned: " in text
     assert f"reachable: {found['minimum_flops']:.4f} of the FLOPs, " in text
 
 
