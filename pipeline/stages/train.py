@@ -7,7 +7,7 @@ execution.json.
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.settings import TARGETS
-from atopipe.pipeline.engine.process_group import shared
+from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.training import save_training, training_session
 from atopipe.pipeline.engine.workspace import Stream
@@ -73,7 +73,7 @@ def _groups(context: Context, model: "nn.Module") -> "Groups":
     if job.size == 1:
         return context.workspace.groups(model)
     found = context.workspace.groups(model).to_json() if job.rank == 0 else ""
-    return Groups.from_json(shared(found.encode()).decode())
+    return Groups.from_json(broadcast_bytes(found.encode()).decode())
 
 
 def _save_masks(context: Context, groups: "Groups", mask: "Tensor") -> None:
