@@ -199,7 +199,7 @@ def test_a_network_that_is_random_in_training_is_not_called_proven_there(
     class Random(nn.Module):
         def __init__(self, rate: float) -> None:
             super().__init__()
-            self.body, self.head, self.rate = nn.Conv2d(3, 12, 3), nn.Linear(12, 5), rate
+            self.body, self.head, self.rate = nn.Conv2d(3, 64, 3), nn.Linear(64, 5), rate
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.body(x).relu().mean((2, 3))
