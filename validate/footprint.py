@@ -46,7 +46,7 @@ def measure_footprint(model: Path, *, provider: str = CPU, threads: int = 1) -> 
         raise REFUSALS[done.returncode](last)
     if done.returncode != 0:
         died = f"ONNX Runtime crashed (signal {-done.returncode})" if done.returncode < 0 else last
-        raise SessionError(f"'{model}' cannot be run in a process of its own: {died}")
+        raise SessionError(f"'{model}' cannot be run in a separate process: {died}")
     return Footprint(**json.loads(done.stdout))
 
 

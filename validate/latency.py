@@ -66,7 +66,7 @@ class Comparison:
     def inconclusive_because(self) -> str | None:
         """Why nothing may be concluded from the measurement, as a clause; None where something may."""
         if self.ratio is None:
-            return f"only {self.blocks} blocks of runs were left undisturbed"
+            return f"only {self.blocks} blocks of runs were not preempted"
         if self.kept < MIN_KEPT:
             return f"only {100 * self.kept:.0f} % of timed runs were not preempted"
         return None

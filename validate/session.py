@@ -121,7 +121,7 @@ class Session:
         now = self.runtime.get_providers()[0]
         if now != self.provider:
             raise ProviderError(
-                f"the provider '{self.provider}' failed while the model ran, and ONNX Runtime went on with '{now}': "
+                f"the provider '{self.provider}' failed while the model ran, and ONNX Runtime continued with '{now}': "
                 "repair its drivers and libraries, or ask for another provider"
             )
 

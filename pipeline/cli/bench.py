@@ -74,7 +74,7 @@ class Bench:
             *(_latency_row(comparison) for comparison in self.sweep),
         ]
         judged = self.sweep[0]
-        conditions = f"{self.provider}, threads {judged.threads}, {100 * judged.kept:.0f} % of the runs undisturbed"
+        conditions = f"{self.provider}, threads {judged.threads}, {100 * judged.kept:.0f} % of timed runs not preempted"
         verdict = f"{self.verdict_word}: {self.verdict.reason}"
         return "\n".join([aligned(rows), "", f"{conditions}; {_same(self.aa_test)}", verdict])
 

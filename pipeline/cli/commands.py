@@ -35,7 +35,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="atopipe")
 def cli() -> None:
-    """Train and prune an image classifier from scratch, and hand over a small, verified ONNX model.
+    """Structured channel pruning: train and prune an image classifier, and get a small, verified ONNX model.
 
     \b
     Example:  atopipe run --model resnet50 --target-flops 0.3
@@ -52,7 +52,7 @@ def cli() -> None:
 @directory_options
 @selection_options
 def run(output: str | None, **options: Given) -> None:
-    """Train, shrink, export, validate, bundle and report, in one go; complete stages are skipped.
+    """Train, shrink, export, validate, bundle and report in one command; complete stages are skipped.
 
     \b
     Example:  atopipe run --model resnet50 --target-flops 0.3
@@ -68,7 +68,7 @@ def run(output: str | None, **options: Given) -> None:
 @configuration_options
 @directory_options
 def train(output: str | None, **options: Given) -> None:
-    """Train and prune only: the first stage of a run directory, and the second one where --baseline asks for it.
+    """Train and prune only: the first stage of a run, and the dense network if --baseline is given.
 
     \b
     Example:  atopipe train --model resnet50 --target-flops 0.3 --output runs/first
@@ -94,25 +94,27 @@ def stage_command(name: str, summary: str, options: Options = lambda command: co
     return click.command(name, help=text)(command)
 
 
-cli.add_command(stage_command("shrink", "Remove what training masked, and prove that nothing else changed."))
+cli.add_command(stage_command("shrink", "Remove the pruned channels, and prove that the output is unchanged."))
 cli.add_command(stage_command("export", "Write model.onnx and, for comparison, dense.onnx."))
 cli.add_command(
-    stage_command("quantize", "Make fp16 and int8 variants of model.onnx, to be tried by validate.", variant_options)
+    stage_command(
+        "quantize", "Make fp16 and int8 variants of model.onnx; validate decides which are delivered.", variant_options
+    )
 )
 cli.add_command(
-    stage_command("validate", "Check parity, accuracy and latency in ONNX Runtime, and judge the gates.", gate_options)
+    stage_command("validate", "Test parity, accuracy and latency in ONNX Runtime, and judge the gates.", gate_options)
 )
-cli.add_command(stage_command("bundle", "Pack the model with all that a device needs, and replay it without torch."))
+cli.add_command(stage_command("bundle", "Pack the model with everything a device needs, and test it without torch."))
 
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option(
-    "--add", type=click.Path(path_type=Path), metavar="FILE", help="What the bundle's infer.py --bench --json printed."
+    "--add", type=click.Path(path_type=Path), metavar="FILE", help="Output of the bundle's infer.py --bench --json."
 )
 @output_options
 def report(run_dir: Path, add: Path | None, **given: Given) -> None:
-    """Write report.html, summary.md and junit.xml from what the stages and, with --add, other machines measured.
+    """Write report.html, summary.md and junit.xml; --add includes measurements of another machine.
 
     \b
     Example:  atopipe report runs/first
@@ -128,9 +130,9 @@ def report(run_dir: Path, add: Path | None, **given: Given) -> None:
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(run_dir: Path, as_json: bool) -> None:
-    """Say which stages of a run would run again, and what has changed under each.
+    """List out-of-date stages and what changed.
 
     \b
     Example:  atopipe why runs/first
@@ -142,9 +144,9 @@ def why(run_dir: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(run_dir: Path, as_json: bool) -> None:
-    """Hold every file of a run against the digests of manifest.json; name what is missing, changed or extra.
+    """Compare every file of a run with its recorded digest; list missing, changed and extra files.
 
     \b
     Example:  atopipe verify runs/first
@@ -155,9 +157,9 @@ def verify(run_dir: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Look at what this machine offers a run: packages, GPU, ONNX Runtime's providers, processors, memory, disk.
+    """Check packages, GPU, execution providers, processors, memory and disk, and report problems.
 
     \b
     Example:  atopipe doctor
@@ -170,23 +172,28 @@ def doctor(as_json: bool) -> None:
 @cli.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, help="Of each model (default 1).")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, help="CPU threads per model (default 1).")
 @click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda", "tensorrt"]),
     default="cpu",
-    help="Where both run (default cpu); images and logits stay in the memory of a GPU.",
+    help="Execution provider (default cpu); on a GPU, images and logits stay in its memory.",
 )
-@click.option("--batches", default="1", metavar="N,N,...", help="Batch sizes (default 1); the first one is judged.")
-@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=10.0, help="Per batch size.")
+@click.option("--batches", default="1", metavar="N,N,...", help="Batch sizes (default 1); the verdict uses the first.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=10.0,
+    help="Measuring time per batch size (default 10).",
+)
 @click.option(
     "--min-speedup",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     metavar="TIMES",
-    help="The second must be at least so many times as fast as the first (default 1).",
+    help="Required speed-up of the second model over the first (default 1).",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(first: Path, second: Path, batches: str, as_json: bool, **how: Any) -> None:
     """Time two ONNX models, their runs interleaved, and say whether the second is faster: pass, fail or inconclusive.
 
@@ -206,11 +213,11 @@ def bench(first: Path, second: Path, batches: str, as_json: bool, **how: Any) ->
 
 @cli.command()
 @configuration_options
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(as_json: bool, **options: Given) -> None:
-    """What of a network can be pruned, what cannot and why, and how small it can become.
+    """Show what can be pruned, what cannot and why, and the smallest possible network.
 
-    With a target, the removal of a random choice of channels, the export and the parity are tried, too.
+    With a target, also check removal, export and parity on a randomly initialised copy.
 
     \b
     Example:  atopipe inspect --model resnet50
@@ -234,7 +241,7 @@ def inspect(as_json: bool, **options: Given) -> None:
     type=click.Path(path_type=Path),
     default="atopipe.yaml",
     metavar="FILE",
-    help="The run's settings (default atopipe.yaml); a first one is written where there is none.",
+    help="Settings of the run (default atopipe.yaml); created if it does not exist.",
 )
 @click.option(
     "--output",
@@ -243,9 +250,9 @@ def inspect(as_json: bool, **options: Given) -> None:
     metavar="DIR",
     help="The run directory (default runs/atopipe).",
 )
-@click.option("--force", is_flag=True, help="Replace dvc.yaml and the workflow; the settings always stay.")
+@click.option("--force", is_flag=True, help="Replace dvc.yaml and the workflow; never replaces the settings.")
 def init(dvc: bool, github: bool, config: Path, output: Path, force: bool) -> None:
-    """Write what makes DVC or GitHub Actions run atopipe, with the gates of a configuration file.
+    """Write a dvc.yaml or a GitHub Actions workflow that runs atopipe with the gates of a configuration file.
 
     \b
     Example:  atopipe init --dvc
@@ -254,6 +261,6 @@ def init(dvc: bool, github: bool, config: Path, output: Path, force: bool) -> No
     from atopipe.pipeline.cli.init import write_starters
 
     if not (dvc or github):
-        raise UsageError("atopipe init writes nothing by itself: add --dvc, --github or both")
+        raise UsageError("atopipe init needs --dvc, --github or both")
     for path in write_starters(config, output, dvc=dvc, github=github, force=force):
         click.echo(f"wrote   {path}")

@@ -25,8 +25,8 @@ def directory_options(command: Command) -> Command:
     options = [
         *map(_option, STARTING),
         _given("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED)."),
-        click.option("--tensorboard", is_flag=True, help="Mirror the run in its folder tensorboard/."),
-        click.option("--mlflow", is_flag=True, help="Mirror the run in MLflow, by default in ./mlflow.db."),
+        click.option("--tensorboard", is_flag=True, help="Log to the run's folder tensorboard/."),
+        click.option("--mlflow", is_flag=True, help="Log to MLflow (default ./mlflow.db)."),
     ]
     return _added(options, output_options(command))
 
@@ -44,14 +44,14 @@ def gate_options(command: Command) -> Command:
 def selection_options(command: Command) -> Command:
     """The options that say which stages a run goes through."""
     options = [
-        click.option("--from", "first", metavar="STAGE", help="Run again from this stage on, complete or not."),
+        click.option("--from", "first", metavar="STAGE", help="Run this stage and all later ones again."),
         click.option("--until", "last", metavar="STAGE", help="Stop after this stage."),
-        click.option("--dry-run", "dry", is_flag=True, help="Only say which stages would run, and why."),
+        click.option("--dry-run", "dry", is_flag=True, help="Only list the stages that would run, and why."),
         click.option(
             "--from-manifest",
             "manifest",
             metavar="FILE",
-            help="Run what this manifest.json describes; options given here override it.",
+            help="Repeat the run of this manifest.json; other options override it.",
         ),
     ]
     return _added(options, command)
@@ -60,10 +60,10 @@ def selection_options(command: Command) -> Command:
 def output_options(command: Command) -> Command:
     """The options that say what is printed and what is done again."""
     options = [
-        click.option("--json", "as_json", is_flag=True, help="Metrics as JSON on standard output, all else on stderr."),
+        click.option("--json", "as_json", is_flag=True, help="Print metrics as JSON; messages go to stderr."),
         click.option("--quiet", is_flag=True, help="Print errors only."),
         click.option(
-            "--force", is_flag=True, help="Run again what is complete, and replace another configuration's run."
+            "--force", is_flag=True, help="Run complete stages again, and replace a run with another configuration."
         ),
     ]
     return _added(options, command)

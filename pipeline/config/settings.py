@@ -10,8 +10,8 @@ from typing import Any
 COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 TARGET_HELP = (
-    "--target-flops 0.3: the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, "
-    "prune 70 %); or 30%, or an amount like 1.2G (2 x multiply-accumulates)."
+    "0.3 or 30%: keep at most 30 % of the dense network's FLOPs, prune 70 %; "
+    "1.2G: keep at most 1.2 G FLOPs (2 x multiply-accumulates)."
 )
 TARGET = "a fraction like 0.3 or 30% of the dense network's {0}, or an amount like {1} of {0}"
 
@@ -80,10 +80,17 @@ TRAINING = (
         "--model",
         help="torchvision classifier, CIFAR network (resnet56), timm/NAME, your_pkg.mod:factory or net.py:factory.",
     ),
-    Setting("model.args", "--model-args", "K=V", "An argument of its builder; may be repeated.", several=True),
-    Setting("model.weights", "--weights", "FILE", "Start from these: safetensors, or a state dict saved by torch."),
-    Setting("model.keep", "--keep", "PATTERN", "Layers whose widths stay whole, e.g. 'layer4.*'.", several=True),
-    Setting("model.only", "--only", "PATTERN", "Layers outside of which all widths stay whole.", several=True),
+    Setting("model.args", "--model-args", "K=V", "Argument of the model's builder; may be repeated.", several=True),
+    Setting(
+        "model.weights",
+        "--weights",
+        "FILE",
+        "Trained weights to start from: safetensors, or a state dict saved by torch.",
+    ),
+    Setting(
+        "model.keep", "--keep", "PATTERN", "Do not prune these layers, e.g. 'layer4.*'; may be repeated.", several=True
+    ),
+    Setting("model.only", "--only", "PATTERN", "Prune these layers only; may be repeated.", several=True),
     Setting("target_flops", "--target-flops", "TARGET", TARGET_HELP, kind=TARGET.format("FLOPs", "1.2G")),
     Setting(
         "target_params",
@@ -96,25 +103,25 @@ TRAINING = (
         "recipe.align",
         "--align",
         "N",
-        "Widths are multiples of N channels, or auto (default): 4, 8 or 16 by width.",
+        "Keep multiples of N channels; auto (default): 4, 8 or 16, depending on the width.",
         kind="auto or a whole number of channels",
     ),
     Setting(
         "recipe.search",
         "--search",
         "NAME",
-        "Where the mask comes from: controller (default), magnitude, random, uniform.",
+        "Pruning criterion: controller (default), magnitude, random or uniform.",
     ),
     Setting(
         "recipe.live_shrink",
         "--live-shrink/--no-live-shrink",
-        help="Cut the network as soon as its masked channels are zero (default).",
+        help="Remove pruned channels as soon as they are zero (default).",
     ),
     Setting(
         "recipe.precision",
         "--precision",
         "FORMAT",
-        "auto (default: bfloat16 where the device has it), float32 or bfloat16.",
+        "auto (default: bfloat16 if supported), float32 or bfloat16.",
     ),
     Setting("recipe.compile", "--compile/--no-compile", help="Run the weight step through torch.compile."),
     Setting("data.source", "--data", "SOURCE", "{sources}; default: digits."),
@@ -122,27 +129,27 @@ TRAINING = (
         "data.input_size",
         "--input-size",
         "N",
-        "Pixels of the square input (default: what the images are).",
+        "Pixels of the square input (default: size of the images).",
         limits=Limits(8, 4096),
         kind="a whole number of pixels",
     ),
-    Setting("recipe", "--recipe", "NAME", "How to train: a recipe's name (default quick) or YAML file."),
+    Setting("recipe", "--recipe", "NAME", "Training recipe: a name (default quick) or a YAML file."),
     Setting("recipe.epochs", "--epochs", "N", "Epochs of training."),
     Setting("recipe.batch_size", "--batch-size", "N", "Images per training step."),
     Setting(
         "seed",
         "--seed",
         "N",
-        "Seed of everything random (default 0).",
+        "Seed of all random numbers (default 0).",
         limits=Limits(0, 2**32 - 1),
         kind="a whole number",
     ),
-    Setting("device", "--device", "NAME", "auto (default: CUDA if there, else CPU), cpu or cuda."),
+    Setting("device", "--device", "NAME", "auto (default: CUDA if available, else CPU), cpu or cuda."),
     Setting(
         "checkpoint_minutes",
         "--checkpoint-minutes",
         "N",
-        "Minutes of training that an interruption may cost (default 10).",
+        "Minutes between checkpoints (default 10).",
         limits=Limits(0, 1440),
         kind="a number of minutes",
     ),
@@ -150,7 +157,7 @@ TRAINING = (
         "threads",
         "--threads",
         "N",
-        "CPU threads (default: all that this process may use).",
+        "CPU threads (default: all available to this process).",
         limits=Limits(1, 1024),
         kind="a whole number",
     ),
@@ -159,12 +166,12 @@ STARTING = (
     Setting(
         "baseline",
         "--baseline/--no-baseline",
-        help="Train the dense network as well, by the same recipe, to compare with.",
+        help="Also train the dense network, by the same recipe, for comparison.",
     ),
     Setting(
         "preflight",
         "--preflight/--no-preflight",
-        help="Rehearse removal, export and parity before the first epoch (default).",
+        help="Check removal, export and parity before the first epoch (default).",
     ),
 )
 VARIANTS = (
@@ -172,7 +179,7 @@ VARIANTS = (
         "variants",
         "--variants",
         "NAME,...",
-        "Formats to try, e.g. fp32,fp16,int8; those that pay here are delivered beside fp32 (default fp32 only).",
+        "Formats to try, e.g. fp32,fp16,int8; faster ones are delivered beside fp32 (default fp32).",
         kind="a list of names like [fp32, int8]",
     ),
 )
@@ -181,7 +188,7 @@ GATES = (
         "gates.max_accuracy_drop",
         "--max-accuracy-drop",
         "FRACTION",
-        "Top-1 at most so far below the dense network's (0.01: one point); needs --baseline.",
+        "Largest top-1 drop against the dense network (0.01: one point); needs --baseline.",
         limits=FRACTION,
         hint=ONE_POINT,
     ),
@@ -189,7 +196,7 @@ GATES = (
         "gates.min_accuracy",
         "--min-accuracy",
         "FRACTION",
-        "Top-1 of the ONNX file at least this.",
+        "Smallest top-1 of the ONNX file.",
         limits=Limits(0, 1, low_is_out=True),
         hint="0.9 asks for a top-1 of 90 %",
     ),
@@ -197,24 +204,22 @@ GATES = (
         "gates.min_speedup",
         "--min-speedup",
         "TIMES",
-        "At least so many times as fast as the dense network.",
+        "Smallest speed-up over the dense network.",
         limits=POSITIVE,
     ),
-    Setting(
-        "gates.max_latency_ms", "--max-latency-ms", "MS", "Median latency of one image at most this.", limits=POSITIVE
-    ),
+    Setting("gates.max_latency_ms", "--max-latency-ms", "MS", "Largest median latency of one image.", limits=POSITIVE),
     Setting(
         "gates.max_size_mb",
         "--max-size-mb",
         "MB",
-        "The ONNX file at most so large, in millions of bytes.",
+        "Largest ONNX file, in millions of bytes.",
         limits=POSITIVE,
     ),
     Setting(
         "gates.max_variant_drop",
         "--max-variant-drop",
         "FRACTION",
-        "A variant's top-1 at most so far below that of fp32, or it is dropped (default 0.02).",
+        "Drop a variant that may lose more top-1 than this against fp32 (default 0.02).",
         limits=FRACTION,
         hint=ONE_POINT,
     ),

@@ -13,12 +13,12 @@ GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",
     "parity.max_rel_diff": "torch = ONNX Runtime",
     "parity.float64_rel_diff": "float64 = ONNX Runtime",
-    "parity.rounding_ratio": "rounding against torch's",
+    "parity.rounding_ratio": "rounding error vs torch",
     "flops.ratio": "FLOPs within target",
     "params.ratio": "parameters within target",
     "flops.shrunk": "FLOPs within target",
     "params.shrunk": "parameters within target",
-    "accuracy.onnx_images_off": "top-1 images off in ONNX",
+    "accuracy.onnx_images_off": "top-1 difference (images)",
 }
 CHOSEN_GATES: Mapping[str, str] = {
     "accuracy.drop": "accuracy below dense",

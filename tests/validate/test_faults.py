@@ -182,7 +182,7 @@ def test_a_provider_that_was_replaced_in_the_middle_of_a_session_is_noticed(mode
         session.run(images)
     assert "Falling back to ['CPUExecutionProvider']" in capsys.readouterr().out  # by ONNX Runtime itself
     assert str(caught.value) == (
-        "the provider 'CUDAExecutionProvider' failed while the model ran, and ONNX Runtime went on with "
+        "the provider 'CUDAExecutionProvider' failed while the model ran, and ONNX Runtime continued with "
         "'CPUExecutionProvider': repair its drivers and libraries, or ask for another provider"
     )
 

@@ -33,7 +33,7 @@ def test_the_smaller_model_is_faster_within_the_time_that_was_given(models, imag
     assert 0 < result.kept <= 1
     assert (result.threads, result.batch) == (1, 1)
     if result.ratio is None and result.kept < 0.5:
-        pytest.skip(f"only {result.kept:.0%} of the runs kept their processor")
+        pytest.skip(f"only {result.kept:.0%} of timed runs were not preempted")
     assert result.blocks >= MIN_BLOCKS
     assert result.ratio.low <= result.ratio.estimate <= result.ratio.high < 0.8
     assert result.first.p50_ms > result.second.p50_ms > 0
@@ -72,7 +72,7 @@ def test_two_of_several_models_are_compared_by_their_own_runs() -> None:
     assert timings.compare(1, 0).ratio == Interval(0.5, 0.5, 0.5)
     lost = timings.compare(0, 2)
     assert (lost.ratio, lost.kept, lost.second.runs) == (None, 0.5, 0)
-    assert lost.inconclusive_because == "only 0 blocks of runs were left undisturbed"
+    assert lost.inconclusive_because == "only 0 blocks of runs were not preempted"
 
 
 def test_a_model_is_as_fast_as_itself(models, images) -> None:
@@ -139,7 +139,7 @@ def test_the_interval_of_a_latency_holds_its_median(models, images) -> None:
     [
         (Interval(1.0, 0.9, 1.1), 0.9, None),
         (Interval(1.0, 0.9, 1.1), 0.5, "only 50 % of timed runs were not preempted"),
-        (None, 0.9, "only 3 blocks of runs were left undisturbed"),
+        (None, 0.9, "only 3 blocks of runs were not preempted"),
     ],
 )
 def test_a_measurement_on_a_busy_machine_is_inconclusive(

@@ -159,7 +159,7 @@ def selftest(threads: int) -> Settings:
     for line in (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         if not (HERE / name).is_file() or sha256(HERE / name) != digest:
-            raise Failed(f"{name} is missing or not the file that was shipped: unpack the bundle again")
+            raise Failed(f"{name} is missing or changed: unpack the bundle again")
     settings, sessions = read_settings(), {name: open_model(name, threads) for name in variants()}
     for name, session in sessions.items():
         check_metadata(session.get_modelmeta().custom_metadata_map, model_file(name).name, settings)
@@ -169,11 +169,9 @@ def selftest(threads: int) -> Settings:
         photo = preprocess(Image.fromarray(samples["photo"]), settings)
         photo_off = float(np.abs((photo - samples["photo_input"]) * np.asarray(settings["std"])[:, None, None]).max())
     if np.abs(normalise(pixels, settings) - images).max() > 1e-6:
-        raise Failed("the pixels of the samples do not become the recorded input: mean or std is wrong")
+        raise Failed("the pixels of the samples do not give the recorded input: mean or std is wrong")
     if photo_off > PHOTO_TOLERANCE:
-        raise Failed(
-            f"a photo is scaled or cut otherwise than recorded: a pixel is off by {255 * photo_off:.1f} of 255"
-        )
+        raise Failed(f"a photo is not resized and cropped as recorded: a pixel is off by {255 * photo_off:.1f} of 255")
     off = {name: difference(name, session, images, wanted[name]) for name, session in sessions.items()}
     found: Settings = {"passed": True, "samples": len(images), "max_abs_diff": off[FULL], "photo_max_diff": photo_off}
     return {**found, "variants": off}
@@ -193,7 +191,7 @@ def difference(variant: str, session: ort.InferenceSession, images: Floats, want
     limit = TOLERANCES[variant] * float(wanted.std())
     if not off <= limit:  # a logit that is not a number fails as well
         found = f"a logit of {model_file(variant).name} is off by {off:.3g}, and at most {limit:.3g} is allowed"
-        raise Failed(f"{found}: this machine computes otherwise")
+        raise Failed(f"{found}: this machine computes different results")
     return off
 
 
@@ -214,7 +212,7 @@ def bench(variant: str, threads: int, seconds: float) -> Settings:
     counted = np.array(rows[len(rows) // 6 :])  # the first sixth of the time is warm-up
     kept = counted[counted[:, 0] <= DISTURBED * counted[:, 1], 0]
     if not len(kept):
-        raise Failed("no run kept its processor from start to end: stop what else runs here, and try again")
+        raise Failed("every run was preempted: stop other programs and try again")
     result: Settings = {"p50_ms": 1e3 * float(np.median(kept)), "runs": len(kept), "kept": len(kept) / len(counted)}
     if len(kept) >= 64:  # fewer do not know the tail
         result["p90_ms"] = 1e3 * float(np.quantile(kept, 0.9))

@@ -178,10 +178,10 @@ def _replay(folder: Path) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise ParityGateFailed(f"the bundle has not passed its own test within {REPLAY_SECONDS} s") from None
+        raise ParityGateFailed(f"the bundle has not passed its self-test within {REPLAY_SECONDS} s") from None
     if done.returncode != 0:
         said = next(reversed(done.stderr.strip().splitlines()), "no reason given")
-        raise ParityGateFailed(f"the bundle does not pass its own test: {said}")
+        raise ParityGateFailed(f"the bundle fails its self-test: {said}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

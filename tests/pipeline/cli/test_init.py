@@ -106,7 +106,7 @@ def test_nothing_is_replaced_without_force(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "atopipe init writes nothing by itself: add --dvc, --github or both"),
+        ([], "atopipe init needs --dvc, --github or both"),
         (["--dvc", "--output", "/runs"], "'/runs' lies outside the working directory: give a path below it, like "),
         (["--dvc", "--config", "../a.yaml"], "'../a.yaml' lies outside the working directory: give a path below it, "),
         (["--dvc", "--config", "bad.yaml"], "unknown configuration key 'modle': did you mean model?"),

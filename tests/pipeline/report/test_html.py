@@ -78,7 +78,7 @@ def test_the_page_says_what_was_measured(finished: Path, page: str) -> None:
     digests = {stage["stage"]: stage["digest"] for stage in manifest["stages"]}
     assert [name for name, digest in digests.items() if digest not in page] == ["report"]
     assert "opset 18, IR version 8, 5 nodes; loads in ONNX Runtime 1.14 and newer" in page
-    assert f"{metrics['parity.rounding_ratio']:.2g} times what torch is off by in float32, at most 10" in page
+    assert f"{metrics['parity.rounding_ratio']:.2g} times the difference of torch in float32, at most 10" in page
     skipped = json.loads((finished / "out/stages/validate/parity.json").read_text())["skipped"]
     assert [name for name in skipped if f"not compared: {name}, because " not in page] == []
     assert page.count("<svg ") == 3  # training, the dense training, widths

@@ -120,13 +120,13 @@ def truncate(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sums_too", "sentence"),
     [
-        (truncate, False, "model.onnx is missing or not the file that was shipped: unpack the bundle again"),
-        (downgrade, False, "model.onnx is missing or not the file that was shipped: unpack the bundle again"),
+        (truncate, False, "model.onnx is missing or changed: unpack the bundle again"),
+        (downgrade, False, "model.onnx is missing or changed: unpack the bundle again"),
         (lambda bundle: (bundle / "MODEL_CARD.md").unlink(), False, "MODEL_CARD.md is missing or not the file"),
         (spoil_labels, True, "labels.txt does not hold the labels that are stored in model.onnx"),
         (spoil_mean, True, "preprocess.json does not hold the preprocessing that is stored in model.onnx"),
         (spoil_logits, True, "a logit of model.onnx is off by "),
-        (spoil_photo, True, "a photo is scaled or cut otherwise than recorded: "),
+        (spoil_photo, True, "a photo is not resized and cropped as recorded: "),
     ],
     ids=["truncated", "opset", "missing", "labels", "mean", "logits", "photo"],
 )

@@ -320,7 +320,7 @@ def compared(ratio: float, spread: float = 0.02, kept: float = 1.0) -> Compariso
         (Flips(1000, 998, 1, 1), compared(1.2), None, "(between 1.18 and 1.22) is not at most 1"),
         (Flips(1000, 998, 1, 1), compared(0.99), None, "(between 0.97 and 1.01) may or may not be at most 1"),
         (Flips(1000, 998, 1, 1), compared(0.5), "the moon is full", "is inconclusive: the moon is full"),
-        (Flips(1000, 998, 1, 1), compared(0.5, kept=0.5), None, "only 50 % of the runs kept their processor"),
+        (Flips(1000, 998, 1, 1), compared(0.5, kept=0.5), None, "only 50 % of timed runs were not preempted"),
         (Flips(1000, 900, 0, 50), compared(1.2), None, "accuracy.int8_drop"),
     ],
 )
