@@ -40,7 +40,7 @@ def channels(module: nn.Module, axis: Axis) -> int:
         return module.num_parameters
     if isinstance(module, CHANNEL_NORMS):
         return module.num_features
-    raise TypeError(f"{type(module).__name__} has no channel axis known here")
+    raise TypeError(f"{type(module).__name__} has no known channel axis")
 
 
 def dims(module: nn.Module, axis: Axis) -> dict[str, int]:

@@ -151,7 +151,7 @@ def _in_a_process(name: str) -> dict[str, Any]:
     if done.returncode == -signal.SIGXCPU:
         return {"outcome": "stopped", "reason": f"more than {seconds} s of processor time"}
     if done.returncode == -signal.SIGKILL:
-        return {"outcome": "stopped", "reason": "killed by the system, most likely for want of memory"}
+        return {"outcome": "stopped", "reason": "killed by the system, probably out of memory"}
     if done.returncode:
         return {"outcome": "error", "reason": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

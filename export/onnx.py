@@ -217,7 +217,7 @@ def _read_back(path: Path, opset: int) -> ExportReport:
     proto = onnx.load_model_from_string(content)
     written = {entry.domain: entry.version for entry in proto.opset_import}[""]
     if written != opset:
-        raise ExportError(f"opset {opset} was asked for, but torch writes opset {written} for this network")
+        raise ExportError(f"opset {opset} was requested, but torch writes opset {written} for this network")
     return ExportReport(
         opset=written,
         ir_version=proto.ir_version,

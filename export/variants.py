@@ -115,7 +115,7 @@ def _largest_activation(model: Path, images: Images) -> tuple[str, float]:
 
 def _require_float16(what: str, largest: float) -> None:
     if not largest <= FLOAT16_MAX:
-        raise QuantizeError(f"float16 ends at {FLOAT16_MAX:g}, and {what} {largest:.3g}: use int8")
+        raise QuantizeError(f"float16 ends at {FLOAT16_MAX:g}, but {what} {largest:.3g}: use int8")
 
 
 @contextlib.contextmanager

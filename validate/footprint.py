@@ -40,7 +40,7 @@ def measure_footprint(model: Path, *, provider: str = CPU, threads: int = 1) -> 
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise SessionError(f"'{model}' has not answered one image within {SECONDS:g} s") from None
+        raise SessionError(f"'{model}' did not process one image within {SECONDS:g} s") from None
     last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]  # logs may stand before it
     if done.returncode in REFUSALS:
         raise REFUSALS[done.returncode](last)

@@ -73,9 +73,7 @@ class Session:
         if len(shape) != 4 or not all(isinstance(size, int) for size in sizes):
             raise SessionError(f"the model takes an input of shape {shape}, not images [batch, C, H, W] of one size")
         if isinstance(shape[0], int):
-            raise SessionError(
-                f"the model takes {shape[0]} images at a time and no other number: export a free batch axis"
-            )
+            raise SessionError(f"the model takes {shape[0]} images at a time only: export it with a free batch axis")
         return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ class Structure:
 def _index(value: object) -> int:
     """A whole number as JSON has it: neither 1.0 nor true nor "1"."""
     if type(value) is not int:
-        raise TypeError(f"{value!r} is no index")
+        raise TypeError(f"{value!r} is not an index")
     return value
 
 

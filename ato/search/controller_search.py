@@ -45,7 +45,7 @@ class ControllerSearch:
         """The mask [G] that the scores are worth; raises DivergedError where they are no numbers."""
         scores = self.scores().cpu()
         if not bool(torch.isfinite(scores).all()):
-            raise DivergedError("the controller's scores are no numbers any more; lower controller.learning_rate")
+            raise DivergedError("the controller's logits are not finite; lower controller.learning_rate")
         return choose_mask(scores, self.problem.groups, self.problem.budgets, self.problem.recipe.align)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> None:

@@ -140,7 +140,7 @@ def _images(first: Path, second: Path, count: int, where: Where, seed: int) -> "
     images = np.random.default_rng(seed).normal(size=(count, *shapes[first])).astype(np.float32)
     for path, session in sessions.items():
         if not np.isfinite(session.run(images[:1])).all():
-            raise SessionError(f"'{path}' answers a random image with something that is not a finite number")
+            raise SessionError(f"'{path}' gives a non-finite output for a random image")
     return images
 
 

@@ -57,7 +57,7 @@ def _as_far_as_it_goes(section: Callable[[], Iterator[Finding]]) -> Iterator[Fin
     try:
         yield from section()
     except Exception as error:  # a broken installation may raise anything
-        yield Finding(section.__name__.strip("_"), f"cannot be looked at: {first_line(error)}")
+        yield Finding(section.__name__.strip("_"), f"cannot be checked: {first_line(error)}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -112,7 +112,7 @@ def _providers() -> Iterator[Finding]:
             found = usable_providers(Path(folder) / "smallest.onnx")
     except Exception as error:  # whatever a broken ONNX Runtime does
         remedy = f"pip install --force-reinstall {runtime_package()}"
-        yield Finding("ONNX Runtime", f"runs no model: {first_line(error)}", remedy)
+        yield Finding("ONNX Runtime", f"cannot run a model: {first_line(error)}", remedy)
         return
     yield from (Finding("ONNX Runtime", f"{name}: usable") for name in found.usable)
     yield from (Finding("ONNX Runtime", f"{name}: not usable, {reason}") for name, reason in found.skipped.items())

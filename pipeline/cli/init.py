@@ -75,7 +75,7 @@ def write_starters(config: Path, run: Path, *, dvc: bool, github: bool, force: b
     wanted = [path for path, is_wanted in ((DVC, dvc), (WORKFLOW, github)) if is_wanted]
     for path in wanted:
         if path.exists() and not force:
-            raise UsageError(f"'{path}' is there already: add --force to replace it")
+            raise UsageError(f"'{path}' exists: add --force to replace it")
     texts: dict[Path, str] = {} if config.exists() else {config: CONFIGURATION}
     settings = load_config(config) if config.exists() else load_config(None, yaml.safe_load(CONFIGURATION))
     writers = {DVC: lambda: dvc_text(settings, config, run), WORKFLOW: lambda: workflow_text(config, run)}

@@ -69,7 +69,7 @@ def _reproduce(config: Config, root: Path, selection: Selection, chosen: RunOpti
     manifest = read_manifest(Path(str(chosen.manifest)))
     with exclusive(root, display):
         for difference in differing(manifest, RunDirectory.create(root, config, force=chosen.force)):
-            display.say(f"other   {difference}")
+            display.say(f"differs {difference}")
     try:
         return _run(config, root, selection, chosen, display)
     finally:

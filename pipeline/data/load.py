@@ -31,7 +31,7 @@ def find_source(name: str) -> tuple[DataSource, str]:
     if scheme not in SOURCES:
         raise DataError(f"unknown data source '{name}': {_suggestion(name, scheme)}")
     if bool(argument) != bool(SOURCES[scheme].argument):
-        raise DataError(f"data source '{name}' is incomplete or has too much: write {SOURCES[scheme]}")
+        raise DataError(f"data source '{name}' is not valid: write {SOURCES[scheme]}")
     return SOURCES[scheme], argument
 
 

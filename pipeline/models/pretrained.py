@@ -25,14 +25,16 @@ def load_weights(model: nn.Module, path: Path, classes: int) -> str:
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in found and not name.endswith(COUNTER)]
     if missing:
-        raise UsageError(f"--weights '{path}' is of another network: it lacks {_few(missing)}; give one of this model")
+        raise UsageError(
+            f"--weights '{path}' belongs to another network: {_few(missing)} missing; give weights of this model"
+        )
     other = {name: found[name] for name in wanted if name in found and found[name].shape != wanted[name].shape}
     strange = [name for name, tensor in other.items() if not _is_other_head(tensor, wanted[name], classes)]
     if strange:
         name = strange[0]
         raise UsageError(
-            f"--weights '{path}' is of another network: its '{name}' is {list(found[name].shape)}, "
-            f"not {list(wanted[name].shape)}; give one of this model"
+            f"--weights '{path}' belongs to another network: its '{name}' is {list(found[name].shape)}, "
+            f"not {list(wanted[name].shape)}; give weights of this model"
         )
     model.load_state_dict({**wanted, **{n: t for n, t in found.items() if n in wanted and n not in other}})
     return _said(path, other, [name for name in found if name not in wanted], classes)
@@ -46,13 +48,13 @@ def _said(path: Path, other: Mapping[str, Tensor], spare: list[str], classes: in
     sentence = f"from '{path}'"
     if other:
         theirs = len(next(iter(other.values())))
-        sentence += f"; {_few(list(other))} start anew, for {classes} classes in place of {theirs}"
+        sentence += f"; {_few(list(other))} re-initialised for {classes} classes instead of {theirs}"
     return f"{sentence}; {_few(spare)} not used" if spare else sentence
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise MissingError(f"--weights '{path}' is not there: give the path of a file of weights")
+        raise MissingError(f"--weights '{path}' does not exist: give the path of a file of weights")
     try:
         return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
     except Exception as error:  # both readers raise whatever a broken file makes them raise

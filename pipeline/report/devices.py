@@ -59,7 +59,7 @@ class Device(_Part):
         off = self.selftest.variants.get(self.variant, self.selftest.max_abs_diff)
         return (
             f"{variant}{self.bench.p50_ms:.3g} ms on {host.cpu} ({host.machine}, {threads}, "
-            f"ONNX Runtime {host.onnxruntime}; median of {self.bench.runs} runs), logits off by at most {off:.2g}"
+            f"ONNX Runtime {host.onnxruntime}; median of {self.bench.runs} runs), logits differ by at most {off:.2g}"
         )
 
 
@@ -70,12 +70,12 @@ def add_device(run: RunDirectory, file: Path) -> None:
     except OSError as error:
         raise MissingError(f"device file '{file}' cannot be read: {error.strerror}") from None
     except (ValueError, ValidationError):
-        remedy = "give what 'python infer.py --bench --json' printed on the device"
+        remedy = "give the output of 'python infer.py --bench --json' on the device"
         raise UsageError(f"device file '{file}' holds no measurements: {remedy}") from None
     delivered = _delivered(run, device.variant)
     if device.model_sha256 != delivered:
         raise UsageError(
-            f"device file '{file}' is about another model ({device.model_sha256[:12]}, "
+            f"device file '{file}' belongs to another model ({device.model_sha256[:12]}, "
             f"this run's is {delivered[:12]}): measure with this run's bundle"
         )
     (run.root / DEVICES).mkdir(exist_ok=True)

@@ -127,7 +127,7 @@ def _run_file(who: str, path: Path, kind: type[AtopipeError]) -> ModuleType:
     """The module in a Python file, which may import its neighbours."""
     spec = spec_from_file_location(str(path), path)
     if spec is None or spec.loader is None:
-        raise kind(f"{who} does not import: '{path}' is no Python file; give the path of one")
+        raise kind(f"{who} does not import: '{path}' is not a Python file; give the path of one")
     module = sys.modules[str(path)] = module_from_spec(spec)
     module.__package__ = ""  # or a relative import would look for a package named as the folders
     try:

@@ -171,7 +171,7 @@ def test_a_local_path_in_the_metadata_is_refused(tmp_path: Path) -> None:
 def test_an_opset_that_the_exporter_does_not_honour_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the file of before")
-    with pytest.raises(ExportError, match=r"^opset 17 was asked for, but torch writes opset 18 for this network$"):
+    with pytest.raises(ExportError, match=r"^opset 17 was requested, but torch writes opset 18 for this network$"):
         export_onnx(residual(), torch.zeros(1, 3, 12, 12), path, opset=17, metadata={})
     assert path.read_bytes() == b"the file of before"
 

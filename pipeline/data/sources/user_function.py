@@ -71,11 +71,11 @@ def _part(who: str, images: object, numbers: object, classes: int) -> "LabelledI
     try:
         pixels, labels = np.asarray(images), np.asarray(numbers)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
-        raise DataError(f"{who} images or labels are no arrays: {reason(error)}") from error
+        raise DataError(f"{who} images or labels are not arrays: {reason(error)}") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise DataError(f"{who} images are {_kind(pixels)}: give uint8 [N, C, H, W] with one channel or three")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != pixels.shape[:1] or not labels.size:
-        raise DataError(f"{who} labels are {_kind(labels)} for {len(pixels):,} images: give each image a whole number")
+        raise DataError(f"{who} labels are {_kind(labels)} for {len(pixels):,} images: give each image an integer")
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(f"{who} labels go from {labels.min()} to {labels.max()}: number the {classes} classes from 0")
     return LabelledImages(pixels, labels.astype(np.int64))

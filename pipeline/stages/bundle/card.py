@@ -11,7 +11,7 @@ FEW = 10
 BODY = """
 ## Input and output
 
-`images`: float32 [batch, 3, {height}, {width}], made from an image as `preprocess.json` says; `infer.py` does it. The
+`images`: float32 [batch, 3, {height}, {width}], preprocessed as in `preprocess.json`; `infer.py` does this. The
 batch size is free.
 
 `logits`: float32 [batch, {classes}], in the order of `labels.txt`: {labels}.
@@ -26,15 +26,15 @@ python infer.py --selftest
 python infer.py --image photo.jpg
 ```
 {variants}
-## What the figures cover
+## Scope of the measurements
 
 Accuracy was measured on the validation images that came with the training data, latency on the machine that trained;
-`python infer.py --bench` measures yours. Nothing is known of images of another kind.
+`python infer.py --bench` measures yours. Other kinds of images were not tested.
 
 {digests}
 """
 VARIANTS = """
-Besides model.onnx (fp32) there is {names}: `--variant NAME` uses one. On the machine that trained, {winner} was the
+Besides model.onnx (fp32) there is {names}, for `--variant NAME`. On the machine that trained, {winner} was the
 fastest.
 """
 

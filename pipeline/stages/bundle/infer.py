@@ -171,7 +171,7 @@ def selftest(threads: int) -> Settings:
     if np.abs(normalise(pixels, settings) - images).max() > 1e-6:
         raise Failed("the pixels of the samples do not give the recorded input: mean or std is wrong")
     if photo_off > PHOTO_TOLERANCE:
-        raise Failed(f"a photo is not resized and cropped as recorded: a pixel is off by {255 * photo_off:.1f} of 255")
+        raise Failed(f"a photo is not resized and cropped as recorded: a pixel differs by {255 * photo_off:.1f} of 255")
     off = {name: difference(name, session, images, wanted[name]) for name, session in sessions.items()}
     found: Settings = {"passed": True, "samples": len(images), "max_abs_diff": off[FULL], "photo_max_diff": photo_off}
     return {**found, "variants": off}
@@ -190,7 +190,7 @@ def difference(variant: str, session: ort.InferenceSession, images: Floats, want
     off = max(float(np.abs(run(session, images[:size]) - wanted[:size]).max()) for size in (1, len(images)))
     limit = TOLERANCES[variant] * float(wanted.std())
     if not off <= limit:  # a logit that is not a number fails as well
-        found = f"a logit of {model_file(variant).name} is off by {off:.3g}, and at most {limit:.3g} is allowed"
+        found = f"a logit of {model_file(variant).name} differs by {off:.3g}, but at most {limit:.3g} is allowed"
         raise Failed(f"{found}: this machine computes different results")
     return off
 
@@ -261,14 +261,14 @@ def main() -> int:
     except (Failed, OSError, ValueError, KeyError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=2) if options.json else told(result))
+    print(json.dumps(result, indent=2) if options.json else as_text(result))
     return 0
 
 
-def told(result: Settings) -> str:
+def as_text(result: Settings) -> str:
     test = result["selftest"]
     off = ", ".join(f"{name} {value:.3g}" for name, value in test["variants"].items())
-    lines = [f"selftest passed: {test['samples']} samples, logits off by at most: {off}"]
+    lines = [f"selftest passed: {test['samples']} samples, logits differ by at most: {off}"]
     if "bench" in result:
         timed, where = result["bench"], result["device"]["cpu"]
         measured = f"{timed['p50_ms']:.3g} ms (median of {timed['runs']} runs, {where})"

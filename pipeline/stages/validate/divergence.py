@@ -116,7 +116,7 @@ def _first(model: Path, wanted: Run, got: Run, images: "NDArray[np.float32]", li
 
 def _described(node: Node, apart: float) -> str:
     layer = f" of layer '{node.layer}'" if node.layer else ""
-    much = "is another one" if apart == float("inf") else f"is off by {apart:.2g} of its largest value"
+    much = "is a different one" if apart == float("inf") else f"differs by {apart:.2g} of its largest value"
     return f"'{node.name}' ({node.operator}{layer}), whose output {much}"
 
 

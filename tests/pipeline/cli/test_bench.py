@@ -70,7 +70,7 @@ def test_a_model_never_passes_for_faster_than_itself(models: Path, capsys: pytes
         ("none.onnx", 6, "there is no ONNX model at "),
         ("text.onnx", 6, "is no ONNX model that this ONNX Runtime can load"),
         ("newer.onnx", 6, "is no ONNX model that this ONNX Runtime can load"),
-        ("nan.onnx", 6, "answers a random image with something that is not a finite number"),
+        ("nan.onnx", 6, "gives a non-finite output for a random image"),
         ("free.onnx", 6, "not images [batch, C, H, W] of one size"),
         ("fixed.onnx", 6, "the model takes 2 images at a time and no other number"),
         ("other.onnx", 2, "only models for the same images can be compared"),

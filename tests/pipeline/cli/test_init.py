@@ -95,7 +95,7 @@ def test_nothing_is_replaced_without_force(capsys: pytest.CaptureFixture[str]) -
     Path("dvc.yaml").write_text("mine")
     Path("atopipe.yaml").write_text("{model: resnet50, target_flops: 0.3}")
     assert main(["init", "--github", "--dvc"]) == 2
-    assert capsys.readouterr().err == "atopipe: 'dvc.yaml' is there already: add --force to replace it\n"
+    assert capsys.readouterr().err == "atopipe: 'dvc.yaml' exists: add --force to replace it\n"
     assert Path("dvc.yaml").read_text() == "mine"
     assert not Path(".github").exists()
     assert main(["init", "--github", "--dvc", "--force"]) == 0

@@ -670,7 +670,7 @@ def test_unknown_source_gets_the_nearest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("source", "right"), [("imagefolder:", "imagefolder:PATH"), ("digits:8", "digits")])
 def test_source_with_the_wrong_argument(source: str, right: str) -> None:
-    assert refused(source, DataError, 2) == f"data source '{source}' is incomplete or has too much: write {right}"
+    assert refused(source, DataError, 2) == f"data source '{source}' is not valid: write {right}"
 
 
 LAYOUT = "images in train/<class>/ and val/<class>/"

@@ -330,7 +330,7 @@ def test_views_that_may_not_be_written_are_taken_as_they_are(user_module: str) -
 
 
 def test_lists_that_are_no_arrays_are_refused(user_module: str) -> None:
-    message = rf"^data factory '{user_module}:ragged': the training images or labels are no arrays: ValueError: "
+    message = rf"^data factory '{user_module}:ragged': the training images or labels are not arrays: ValueError: "
     with pytest.raises(DataError, match=message):
         load_data(f"{user_module}:ragged", seed=0)
 
@@ -342,7 +342,7 @@ def test_factory_may_return_data_of_its_own(user_module: str) -> None:
 
 MESSAGES: Mapping[str, str] = {
     "floats": ": the training images are float64 [4, 3, 8, 8]: give uint8 [N, C, H, W] with one channel or three",
-    "too_few_labels": ": the training labels are int64 [3] for 4 images: give each image a whole number",
+    "too_few_labels": ": the training labels are int64 [3] for 4 images: give each image an integer",
     "too_many_classes": ": the validation labels go from 1 to 2: number the 2 classes from 0",
     "one_class": " has the class names ['a']: a classifier needs two or more",
     "number_of_classes": " has the class names ['2']: a classifier needs two or more",

@@ -31,7 +31,7 @@ def test_the_head_starts_anew_for_another_number_of_classes(tmp_path: Path) -> N
     fresh = target.get_submodule("3").weight.clone()
     said = load_weights(target, path, 10)
     assert said == (
-        f"from '{path}'; '3.weight', '3.bias' start anew, for 10 classes in place of 1000; 'extra' not used"
+        f"from '{path}'; '3.weight', '3.bias' re-initialised for 10 classes instead of 1000; 'extra' not used"
     )
     assert torch.equal(target.get_submodule("3").weight, fresh)
     assert torch.equal(target.get_submodule("0").weight, source.get_submodule("0").weight)
@@ -48,7 +48,7 @@ def test_another_networks_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(network(width=4).state_dict(), path)
     assert refusal(network(), path) == (
-        f"--weights '{path}' is of another network: its '0.weight' is [4, 3, 3, 3], not [8, 3, 3, 3]; "
+        f"--weights '{path}' belongs to another network: its '0.weight' is [4, 3, 3, 3], not [8, 3, 3, 3]; "
         "give one of this model"
     )
     save_file(nn.Linear(2, 2).state_dict(), path)
@@ -57,7 +57,7 @@ def test_another_networks_weights_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
-    with pytest.raises(MissingError, match="is not there: give the path of a file of weights"):
+    with pytest.raises(MissingError, match="does not exist: give the path of a file of weights"):
         load_weights(network(), path, 10)
     torch.save(network(), path)  # a pickled module could run code when it is loaded
     assert "cannot be read (UnpicklingError): give safetensors, or a state dict" in refusal(network(), path)

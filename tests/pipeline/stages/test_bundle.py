@@ -125,7 +125,7 @@ def truncate(bundle: Path) -> None:
         (lambda bundle: (bundle / "MODEL_CARD.md").unlink(), False, "MODEL_CARD.md is missing or not the file"),
         (spoil_labels, True, "labels.txt does not hold the labels that are stored in model.onnx"),
         (spoil_mean, True, "preprocess.json does not hold the preprocessing that is stored in model.onnx"),
-        (spoil_logits, True, "a logit of model.onnx is off by "),
+        (spoil_logits, True, "a logit of model.onnx differs by "),
         (spoil_photo, True, "a photo is not resized and cropped as recorded: "),
     ],
     ids=["truncated", "opset", "missing", "labels", "mean", "logits", "photo"],
@@ -194,7 +194,7 @@ def test_the_measurements_of_a_device_become_a_line_of_the_report(
     assert line in (work / "out/summary.md").read_text()
     (work / "device.json").write_text(json.dumps(device | {"model_sha256": "0" * 64}))
     assert main(["report", "out", "--add", "device.json"]) == 2
-    sentence = "atopipe: device file 'device.json' is about another model (000000000000, this run's is "
+    sentence = "atopipe: device file 'device.json' belongs to another model (000000000000, this run's is "
     assert capsys.readouterr().err.startswith(sentence)
     (work / "device.json").write_text("{}")
     assert main(["report", "out", "--add", "device.json"]) == 2

@@ -107,7 +107,7 @@ def test_a_sound_file_parts_nowhere(network, path, images) -> None:
 @pytest.mark.parametrize("layer", ["0", "1.left.0", "1.right.0", "2.left.0", "2.right.0", "5"])
 def test_a_permuted_channel_is_found_in_its_layer(layer: str, network, path, images, exported) -> None:
     edited(path, permuted(f"{layer}.weight"))
-    assert f" of layer '{layer}'), whose output is off by " in parting(network, path, images, exported)
+    assert f" of layer '{layer}'), whose output differs by " in parting(network, path, images, exported)
 
 
 @pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
@@ -115,7 +115,7 @@ def test_a_statistic_of_a_norm_layer_off_by_one_percent_is_found_at_the_layer_it
     statistic: str, network, path, images
 ) -> None:
     getattr(network[2].left[1], statistic)[:] *= 1.01
-    assert " (Conv of layer '2.left.0'), whose output is off by 0.0" in parting(network, path, images)
+    assert " (Conv of layer '2.left.0'), whose output differs by 0.0" in parting(network, path, images)
 
 
 def test_another_operation_is_found(network, path, images, exported) -> None:

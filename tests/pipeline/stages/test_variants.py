@@ -290,7 +290,7 @@ def test_a_variant_that_answers_otherwise_on_a_device_is_noticed(bundle: Path, v
     write_sums(bundle)
     done = alone(bundle, "--selftest")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"infer.py: a logit of {file_of(variant)} is off by ")
+    assert done.stderr.startswith(f"infer.py: a logit of {file_of(variant)} differs by ")
 
 
 def test_a_device_may_measure_a_variant(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
