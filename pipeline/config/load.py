@@ -67,7 +67,8 @@ def parse_config(raw: Mapping[str, object]) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise UsageError(sentence(error.errors()[0], Config)) from None
-    if config.gates.max_accuracy_drop is not None and not config.baseline:
+    limit = config.gates.max_accuracy_drop
+    if limit is not None and limit < 1 and not config.baseline:
         raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
     return config
 

@@ -12,6 +12,7 @@ from atopipe.pipeline.config.targets import Target
 # Settings that leave a run the same run.
 HOW_NOT_WHAT = frozenset({"baseline", "variants", "validation", "gates", "threads", "checkpoint_minutes", "preflight"})
 FULL = "fp32"
+DEFAULT_DROP = 0.05  # of top-1 against the dense network, where a baseline tells and no other limit is set
 VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
 
 
@@ -22,7 +23,7 @@ def within(setting: str) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Section):
@@ -55,7 +56,8 @@ class ValidationSettings(Section):
 class GateSettings(Section):
     """What the delivered model must reach, on the bad end of the measurement's interval; None: reported, not demanded.
 
-    `max_accuracy_drop`: top-1 below the dense network's, as a fraction; `min_speedup`: dense latency over shrunk;
+    `max_accuracy_drop`: top-1 below the dense network's, as a fraction: where nothing is set, `DEFAULT_DROP` of a run
+    with a baseline; 1 for no such gate. `min_speedup`: dense latency over shrunk;
     `max_size_mb`: of the ONNX file, in 1e6 bytes; `max_variant_drop`: top-1 of a variant below the ONNX file's.
     """
 
@@ -106,6 +108,12 @@ class Config(Section):
         """Cost -> how much of it may be kept, by the names of `ato.search.cost.COSTS`."""
         given = {cost: getattr(self, name) for name, cost in TARGETS.items()}
         return {cost: target for cost, target in given.items() if target is not None}
+
+    @property
+    def max_accuracy_drop(self) -> float | None:
+        """The most top-1 that may be lost against the dense network; None where nothing is demanded."""
+        limit = DEFAULT_DROP if self.gates.max_accuracy_drop is None else self.gates.max_accuracy_drop
+        return limit if self.baseline and limit < 1 else None
 
     @property
     def has_variants(self) -> bool:

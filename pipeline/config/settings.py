@@ -188,7 +188,7 @@ GATES = (
         "gates.max_accuracy_drop",
         "--max-accuracy-drop",
         "FRACTION",
-        "Largest top-1 drop against the dense network (0.01: one point); needs --baseline.",
+        "Largest top-1 drop against the dense network (default 0.05 with --baseline; 1: no limit).",
         limits=FRACTION,
         hint=ONE_POINT,
     ),

@@ -18,6 +18,7 @@ GATES: Mapping[str, str] = {
     "params.ratio": "parameters within target",
     "flops.shrunk": "FLOPs within target",
     "params.shrunk": "parameters within target",
+    "accuracy.above_majority": "top-1 above always one class",
     "accuracy.onnx_images_off": "top-1 difference (images)",
 }
 CHOSEN_GATES: Mapping[str, str] = {
@@ -82,6 +83,7 @@ class Summary:
     title: str
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
+    cost: str  # what pruning cost in accuracy, in one line
     targets: str  # read both ways
     model: str
     seconds: float
@@ -104,10 +106,10 @@ class Summary:
         rows = [("", "dense", "shrunk", "shrunk / dense"), *((r.name, r.dense, r.shrunk, r.ratio) for r in self.rows)]
         gates = [("gate", "verdict", ""), *((v.name, v.outcome, v.detail) for v in self.verdicts)]
         tables = aligned(rows), "", aligned(gates, ("left", "left", "left"))
-        return "\n".join([self.title, *tables, "", *self.notes()])
+        return "\n".join([self.title, self.cost, "", *tables, "", *self.notes()])
 
     def as_markdown(self) -> str:
-        lines = [f"# {self.title}", "", "| | dense | shrunk | shrunk / dense |", "|-|-:|-:|-:|"]
+        lines = [f"# {self.title}", "", f"**{self.cost}**", "", "| | dense | shrunk | shrunk / dense |", "|-|-:|-:|-:|"]
         lines += [f"| {row.name} | {row.dense} | {row.shrunk} | {row.ratio} |" for row in self.rows]
         lines += ["", "| gate | verdict | |", "|-|-|-|"]
         lines += [f"| {v.name} | {v.outcome} | {v.detail} |" for v in self.verdicts]
@@ -140,7 +142,15 @@ def summarise(
     verdicts = tuple(_verdict(gate) for gate in gates)
     dense = {cost: metrics[f"{cost}.dense"] for cost in targets if f"{cost}.dense" in metrics}
     read = both_readings(targets, dense)
-    return Summary(title, tuple(row for row in rows if row), verdicts, read, model, seconds)
+    return Summary(title, tuple(row for row in rows if row), verdicts, accuracy_cost(metrics), read, model, seconds)
+
+
+def accuracy_cost(metrics: Mapping[str, float]) -> str:
+    """What pruning cost in accuracy, with its interval, where a dense network of the same recipe tells it."""
+    if "accuracy.drop" not in metrics:
+        return "cost in accuracy unknown: --baseline"
+    drop, low, high = (100 * metrics[f"accuracy.drop{end}"] for end in ("", "_low", "_high"))
+    return f"cost in accuracy: {drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f})"
 
 
 def _verdict(gate: Mapping[str, Any]) -> Verdict:

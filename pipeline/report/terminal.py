@@ -134,7 +134,8 @@ def closing_table(summary: Summary) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=summary.title, title_style="bold", title_justify="left")
+    title = f"{summary.title}\n{summary.cost}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="bold", title_justify="left")
     table.add_column("")
     for heading in ("dense", "shrunk", "shrunk / dense"):
         table.add_column(heading, justify="right")

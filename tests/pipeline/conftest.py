@@ -20,6 +20,7 @@ model: tiny_for_all:net
 target_flops: 0.6
 recipe: {epochs: 1, batch_size: 128, align: 1}
 baseline: true
+gates: {max_accuracy_drop: 1}
 validation: {latency_s: 0.1}
 threads: 1
 device: cpu

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.report.verdicts import PARITY_GATES
 from atopipe.pipeline.stages.validate.variants import Variant
 
 if TYPE_CHECKING:
-    from atopipe.validate.accuracy import Accuracy, Flips
+    from atopipe.validate.accuracy import Accuracy, Classes, Flips
     from atopipe.validate.gates import Gate, Verdict
     from atopipe.validate.latency import Comparison
     from atopipe.validate.parity import Parity
 
 
 LOSSLESS_LIMIT = 1e-10
+ABOVE_MAJORITY = "accuracy.above_majority"
 IMAGES_OFF = 1e-4  # of all: logits that are equal but for rounding may be answered either way
 
 
@@ -24,7 +26,8 @@ IMAGES_OFF = 1e-4  # of all: logits that are equal but for rounding may be answe
 class Findings:
     """What was measured.
 
-    `parting`: where the delivered file differs first, if it does; `inconclusive_because`: why nothing can be decided
+    `parting`: where the delivered file differs first, if it does; `majority`: top-1 against always answering the most
+    frequent class; `inconclusive_because`: why nothing can be decided
     by the latency, None where something can.
     """
 
@@ -34,6 +37,7 @@ class Findings:
     flips: "Mapping[str, Flips]"
     variants: list[Variant]
     latency: "Comparison"
+    majority: "Gate"
     inconclusive_because: str | None
 
 
@@ -42,13 +46,50 @@ def images_off_limit(count: int) -> float:
     return max(1.0, IMAGES_OFF * count)
 
 
-def _located(verdicts: "list[Verdict]", parting: str) -> "list[Verdict]":
-    """The same verdicts; the first failed one about parity says where the file parts from the network."""
-    broken = next((v for v in verdicts if v.gate.name in PARITY_GATES and v.outcome.value == "fail"), None)
-    return [replace(v, reason=f"{v.reason}: {parting}") if v is broken else v for v in verdicts]
+def annotated(verdicts: "list[Verdict]", config: Config, found: Findings) -> "list[Verdict]":
+    """The same verdicts; of those that are no pass, some say more.
+
+    The first failed one about parity says where the file parts from the network.
+    """
+    failing = [verdict.gate.name for verdict in verdicts if verdict.outcome.value != "pass"]
+    notes = {ABOVE_MAJORITY: _about_majority(found)}
+    if config.gates.max_accuracy_drop is None:
+        notes["accuracy.drop"] = "--max-accuracy-drop sets another limit than this default, and 1 none"
+    notes |= dict.fromkeys([name for name in PARITY_GATES if name in failing][:1], found.parting)
+    return [
+        replace(verdict, reason=f"{verdict.reason}: {notes[name]}")
+        if (name := verdict.gate.name) in failing and name in notes
+        else verdict
+        for verdict in verdicts
+    ]
 
 
-def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
+def majority_gate(answers: "Classes", labels: "Classes") -> "Gate":
+    """Top-1 less that of always answering the most frequent class, which must be at least one image more.
+
+    The interval is paired, image by image. What is not better at all fails whatever the interval.
+    """
+    import numpy as np
+
+    from atopipe.validate.accuracy import flips
+    from atopipe.validate.gates import Bound, Gate
+
+    constant = np.full_like(labels, np.bincount(labels).argmax())
+    change = flips(constant, answers, labels)
+    gain, (low, high) = 0.0 - change.drop, change.drop_interval()
+    interval = (0.0 - high, 0.0 - low) if gain > 0 else None
+    return Gate(ABOVE_MAJORITY, gain, 1 / len(labels), Bound.AT_LEAST, interval)
+
+
+def _about_majority(found: Findings) -> str:
+    top1, gain = found.accuracies["onnx"].top1, found.majority.value or 0.0
+    return (
+        f"always answering the most frequent class is right on {top1 - gain:.4f} of the validation images, "
+        f"the network on {top1:.4f}"
+    )
+
+
+def standing_gates(context: Context, found: Findings) -> "list[Gate]":
     """What every delivered model must reach, whatever its settings."""
     from atopipe.validate.gates import Gate
     from atopipe.validate.parity import ROUNDING_LIMIT
@@ -61,6 +102,7 @@ def _standing_gates(context: Context, found: Findings) -> "list[Gate]":
         Gate("parity.float64_rel_diff", parity.float64_rel_diff, parity.tolerance),
         Gate("parity.rounding_ratio", parity.rounding_ratio, ROUNDING_LIMIT),
         *(_target_gate(cost, target, counted) for cost, target in context.config.targets.items()),
+        found.majority,
         Gate("accuracy.onnx_images_off", abs(onnx.correct - shrunk.correct), images_off_limit(onnx.count)),
     ]
 
@@ -73,15 +115,15 @@ def _target_gate(cost: str, target: Target, counted: Mapping[str, float]) -> "Ga
     return Gate(name, counted.get(name), target.value)
 
 
-def _chosen_gates(context: Context, found: Findings) -> "list[Gate]":
-    """The limits of section `gates` that were set."""
+def chosen_gates(context: Context, found: Findings) -> "list[Gate]":
+    """The limits of section `gates` that were set, and that on the accuracy lost where a baseline tells it."""
     from atopipe.validate.gates import Bound, Gate
     from atopipe.validate.latency import speedup_gate
 
     limits, gates = context.config.gates, []
-    if limits.max_accuracy_drop is not None:
+    if (limit := context.config.max_accuracy_drop) is not None:
         change = found.flips["dense_to_onnx"]
-        gates.append(Gate("accuracy.drop", change.drop, limits.max_accuracy_drop, interval=change.drop_interval()))
+        gates.append(Gate("accuracy.drop", change.drop, limit, interval=change.drop_interval()))
     if limits.min_accuracy is not None:
         onnx = found.accuracies["onnx"]
         gates.append(Gate("accuracy.onnx", onnx.top1, limits.min_accuracy, Bound.AT_LEAST, onnx.interval()))
@@ -103,7 +145,7 @@ def _metrics_of(context: Context, stage: str) -> Mapping[str, float]:
     return result.metrics if result else {}
 
 
-def _as_dict(verdict: "Verdict") -> dict[str, object]:
+def as_dict(verdict: "Verdict") -> dict[str, object]:
     gate = verdict.gate
     limit = f"{gate.bound.value} {gate.limit:g}"
     return {

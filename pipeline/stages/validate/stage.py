@@ -16,7 +16,14 @@ from atopipe.pipeline.engine.networks import accuracy_of, load_dense, load_shrun
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
 from atopipe.pipeline.rundir.layout import MODEL
-from atopipe.pipeline.stages.validate.gates import Findings, _as_dict, _chosen_gates, _located, _standing_gates
+from atopipe.pipeline.stages.validate.gates import (
+    Findings,
+    annotated,
+    as_dict,
+    chosen_gates,
+    majority_gate,
+    standing_gates,
+)
 from atopipe.pipeline.stages.validate.variants import as_json, examine, judged, timed
 from atopipe.pipeline.system.files import write_json
 from atopipe.pipeline.system.machine import hardware
@@ -36,9 +43,9 @@ def run(context: Context) -> dict[str, float]:
     from atopipe.validate.gates import judge
 
     found = _measure(context)
-    gates = [*_standing_gates(context, found), *_chosen_gates(context, found)]
-    verdicts = _located([judge(gate) for gate in gates], found.parting)
-    write_json(context.folder / "gates.json", [_as_dict(verdict) for verdict in verdicts])
+    gates = [*standing_gates(context, found), *chosen_gates(context, found)]
+    verdicts = annotated([judge(gate) for gate in gates], context.config, found)
+    write_json(context.folder / "gates.json", [as_dict(verdict) for verdict in verdicts])
     write_json(context.folder / "parity.json", found.parity.to_json())
     flips = {name: {**asdict(f), "drop": f.drop, "drop_interval": f.drop_interval()} for name, f in found.flips.items()}
     write_json(context.folder / "flips.json", flips)
@@ -86,7 +93,7 @@ def _measure(context: Context) -> Findings:
     latency, variants = timed(context, variants, images)
     because = _inconclusive_because(context, latency, delivered, images)
     variants = [judged(variant, config.gates.max_variant_drop, because) for variant in variants]
-    return Findings(parity, parting, accuracies, changed, variants, latency, because)
+    return Findings(parity, parting, accuracies, changed, variants, latency, majority_gate(answers, labels), because)
 
 
 def _inconclusive_because(
