@@ -24,9 +24,9 @@ from atopipe.pipeline.config.settings import FLAGS
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.data.load import SOURCES, source_names
 from atopipe.pipeline.models.build import model_names
-from atopipe.pipeline.report.results import EQUIVALENCE_GATES
 from atopipe.pipeline.report.summary import GATES, both_readings
 from atopipe.pipeline.report.terminal import epoch_line
+from atopipe.pipeline.report.verdicts import EQUIVALENCE_GATES
 from atopipe.pipeline.system import errors, failures
 
 ROOT = Path(__file__).parent.parent
