@@ -137,6 +137,13 @@ def test_inspect_with_a_target_tries_it(capsys: pytest.CaptureFixture[str]) -> N
     assert "torch = ONNX Runtime within " in text
 
 
+def test_inspect_tries_the_target_of_the_configuration_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("{model: {name: 'nets.py:net', args: {width: 24}}, target_flops: 0.5, data: {input_size: 16}}")
+    assert main(["inspect", "--config", str(file), "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rehearsal"]["ratios"]["FLOPs"] <= 0.5
+
+
 def test_arguments_that_are_none_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = said(capsys, "inspect", "--model", "nets.py:net", "--model-args", "width")
     assert (code, line) == (2, "atopipe: --model-args is width, but must be NAME=VALUE, e.g. '--model-args width=64'")
