@@ -74,7 +74,7 @@ class RunDirectory:
 
 def scratch_directory(root: Path, config: Config) -> RunDirectory:
     """The directory of a process that delivers nothing: the images are not read once more for their digests."""
-    root.mkdir(parents=True, exist_ok=True)
+    RunDirectory.create(root, config)
     return RunDirectory(root, config, lambda config, record: {})
 
 
