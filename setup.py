@@ -38,7 +38,7 @@ setup(
         f"onnxruntime>=1.22; {CPU_ONLY}",
         "click>=8.1",
         "rich>=13",
-        "pydantic>=2.9",
+        "pydantic>=2.12",
         "PyYAML>=6",
         "numpy>=1.26",
         "scipy>=1.12",

@@ -42,7 +42,7 @@ def sentence(error: ErrorDetails, schema: type) -> str:
     if error["type"] == "missing":
         example = {"--model": "--model resnet50"}.get(name, name)
         return f"{name} is missing: give it, e.g. '{example}'"
-    if error["type"] == "value_error" and path not in TARGETS:
+    if error["type"] == "value_error" and path not in (*TARGETS, "data.normalize"):
         message = str(error["ctx"]["error"])
         key = "recipe." + message.split(" ", 1)[0]
         return f"{FLAGS.get(key, key)} {message.split(' ', 1)[1]}"

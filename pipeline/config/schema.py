@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 
 from atopipe.ato.recipe import Recipe
+from atopipe.pipeline.config.normalisation import parse_normalisation
 from atopipe.pipeline.config.settings import SETTINGS, TARGETS
 from atopipe.pipeline.config.targets import Target
 
@@ -22,29 +23,49 @@ def within(setting: str) -> Any:
     return Field(**limits.constraints()) if limits else Field()
 
 
+def _is_none(value: object) -> bool:
+    """Of settings that came later: left out where they are not set, so that earlier runs keep their keys."""
+    return value is None
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Section):
-    """`name`: what `build_model` knows, called with `args`. `weights`: a file to start from.
+    """`name`: what `build_model` knows, called with `args`.
 
+    `weights`: what to start from, a file or what `find_weights` knows: `default` or a tag of torchvision or timm.
+    `keep_head`: whether their classifier is kept: only where it is for as many classes (None), always, or never.
     `keep`, `only`: patterns of layers whose widths stay whole, or are the only ones that may not.
     """
 
     name: str
     args: dict[str, bool | int | float | str | None] = {}
     weights: str | None = None
+    keep_head: bool | None = Field(default=None, exclude_if=_is_none)
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
 
 
 class DataSettings(Section):
-    """`input_size`: pixels of the square input, chosen from the images if absent; `val_fraction`: if not split yet."""
+    """`input_size`: pixels of the square input, chosen from weights or images if absent.
+
+    `normalize`: by the mean and deviation of the `weights`, of the `data`, or of `MEAN:STD`; of the weights by default
+    where they have a name, else of the data. `val_fraction`: the share for validation if the data are not split yet.
+    """
 
     source: str = "digits"
     input_size: Annotated[int, within("data.input_size")] | None = None
+    normalize: str | None = Field(default=None, exclude_if=_is_none)
     val_fraction: Annotated[float, within("data.val_fraction")] = 0.2
+
+    @field_validator("normalize")
+    @classmethod
+    def _check(cls, given: str | None) -> str | None:
+        if given is not None:
+            parse_normalisation(given)
+        return given
 
 
 class ValidationSettings(Section):

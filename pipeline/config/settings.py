@@ -84,8 +84,13 @@ TRAINING = (
     Setting(
         "model.weights",
         "--weights",
-        "FILE",
-        "Trained weights to start from: safetensors, or a state dict saved by torch.",
+        "NAME",
+        "Trained weights to start from: default, a tag (IMAGENET1K_V2), or a file.",
+    ),
+    Setting(
+        "model.keep_head",
+        "--keep-head/--no-keep-head",
+        help="Keep the classifier of the weights (default: if it is for as many classes).",
     ),
     Setting(
         "model.keep", "--keep", "PATTERN", "Do not prune these layers, e.g. 'layer4.*'; may be repeated.", several=True
@@ -129,9 +134,16 @@ TRAINING = (
         "data.input_size",
         "--input-size",
         "N",
-        "Pixels of the square input (default: size of the images).",
+        "Pixels of the square input (default: size of weights or images).",
         limits=Limits(8, 4096),
         kind="a whole number of pixels",
+    ),
+    Setting(
+        "data.normalize",
+        "--normalize",
+        "BY",
+        "Mean and deviation: weights (default if they have a name), data, or MEAN:STD.",
+        kind="weights, data, or MEAN:STD of pixels from 0 to 1: 0.485,0.456,0.406:0.229,0.224,0.225",
     ),
     Setting("recipe", "--recipe", "NAME", "Training recipe: a name (default quick) or a YAML file."),
     Setting("recipe.epochs", "--epochs", "N", "Epochs of training."),

@@ -163,6 +163,16 @@ class Data:
     train: Split
     val: Split
 
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
+        """The same data, less `mean` and divided by `std`: of fractions of 255, per channel or one for all."""
+        mean, std = (values * 3 if len(values) == 1 else values for values in (mean, std))
+
+        def as_given(preprocessing: Preprocessing) -> Preprocessing:
+            return replace(preprocessing, mean=mean, std=std)
+
+        train, val = (replace(split, preprocessing=as_given(split.preprocessing)) for split in (self.train, self.val))
+        return replace(self, preprocessing=as_given(self.preprocessing), train=train, val=val)
+
     def subset(self, train_count: int, generator: torch.Generator) -> "Data":
         """The same data with `train_count` of the training images, in the same shares of each class.
 

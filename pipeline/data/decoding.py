@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from atopipe.pipeline.data.preprocessing import CHUNK, Pixels, Size, UnsupportedImageError, to_pixels, upright
+from atopipe.pipeline.data.preprocessing import BILINEAR, CHUNK, Pixels, Size, UnsupportedImageError, to_pixels, upright
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.machine import available_processors, require_memory
 
@@ -17,10 +17,10 @@ from atopipe.pipeline.system.machine import available_processors, require_memory
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_pixels(path: Path, resize: Size, crop: Size) -> Pixels:
+def read_pixels(path: Path, resize: Size, crop: Size, interpolation: str = BILINEAR) -> Pixels:
     """`to_pixels` of a file; raises DataError where it cannot be read."""
     with _reading(path) as image:
-        return to_pixels(image, resize, crop)
+        return to_pixels(image, resize, crop, interpolation)
 
 
 def read_size(path: Path) -> Size:
@@ -56,14 +56,18 @@ def _complaint(error: Exception) -> str:
 
 
 def read_all(
-    paths: Sequence[Path], resize: Size, crop: Size, on_progress: Callable[[int, int], None] | None = None
+    paths: Sequence[Path],
+    resize: Size,
+    crop: Size,
+    on_progress: Callable[[int, int], None] | None = None,
+    interpolation: str = BILINEAR,
 ) -> Pixels:
     """Every file decoded, in order, by several threads: uint8 [N, 3, H, W]; DataError for the first broken one."""
     pixels = allocate_pixels(len(paths), crop)
 
     def fill(start: int) -> int:
         for index in range(start, min(start + CHUNK, len(paths))):
-            pixels[index] = read_pixels(paths[index], resize, crop)
+            pixels[index] = read_pixels(paths[index], resize, crop, interpolation)
         return min(start + CHUNK, len(paths))
 
     pool = ThreadPoolExecutor(available_processors())

@@ -41,15 +41,19 @@ def load_data(
     seed: int,
     input_size: int | None = None,
     val_fraction: float = 0.2,
+    resize: tuple[int, int] | None = None,
+    interpolation: str = "bilinear",
     on_progress: OnProgress | None = None,
 ) -> "Data":
     """The data set `source` names; `seed` and `val_fraction` split a source that has no validation part of its own.
 
-    `input_size` is the side of the square input, chosen from the images if absent. `on_progress(done, total)` is called
-    while images are decoded. Raises DataError (exit code 2), or MissingDataError (5) if there is no such data.
+    `input_size` is the side of the square input, chosen from the images if absent; photographs are scaled by
+    `interpolation` to cover `resize`, by default a little more than the input, and cut to it.
+    `on_progress(done, total)` is called while images are decoded. Raises DataError (exit code 2), or MissingDataError
+    (5) if there is no such data.
     """
     found, argument = find_source(source)
-    return found.load(argument, Request(seed, input_size, val_fraction), on_progress)
+    return found.load(argument, Request(seed, input_size, val_fraction, resize, interpolation), on_progress)
 
 
 def _names_a_factory(name: str, scheme: str) -> bool:

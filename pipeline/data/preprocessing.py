@@ -27,6 +27,7 @@ TURNS = {
 }
 SMALL = 64  # up to here images are used whole; above, a margin leaves room for random crops
 CHUNK = 64  # images a thread decodes at a time
+BILINEAR = "bilinear"
 STRETCHED = 16  # an image that scaled as a whole takes so many times the pixels asked for is cut before it is enlarged
 SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats of which Pillow gives 16 bits of grey as mode I, as 0..65535
 
@@ -41,7 +42,7 @@ FIXED_STEPS = {
     "channel_order": "RGB",
     "layout": "NCHW",
     "fit": "cover",
-    "interpolation": "bilinear, antialiased",
+    "interpolation": "",  # as each network's says
     "crop": "center",
     "scale": 1 / 255,
 }
@@ -52,8 +53,9 @@ class Preprocessing:
     """How an image becomes network input.
 
     The image is turned upright as its EXIF data says, laid over white if transparent, made RGB, scaled (keeping its
-    proportions, antialiased bilinear as in PIL) until it just covers `resize`, cut to the central `size`, divided by
-    255; then `mean` is subtracted and the result divided by `std`, per channel. Sizes are (height, width).
+    proportions, antialiased, by PIL's resampling of the name `interpolation`) until it just covers `resize`, cut to the
+    central `size`, divided by 255; then `mean` is subtracted and the result divided by `std`, per channel. Sizes are
+    (height, width).
     """
 
     size: Size
@@ -61,10 +63,13 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: int = 3
+    interpolation: str = BILINEAR
 
     def to_json(self) -> str:
         """Every field, and the steps that are the same for all networks, for readers without atopipe."""
-        return json.dumps({**dataclasses.asdict(self), **FIXED_STEPS})
+        fields = dataclasses.asdict(self)
+        interpolation = f"{fields.pop('interpolation')}, antialiased"
+        return json.dumps({**fields, **FIXED_STEPS, "interpolation": interpolation})
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
@@ -72,7 +77,8 @@ class Preprocessing:
         values = json.loads(text)
         (height, width), (least_height, least_width) = values["size"], values["resize"]
         mean, std = tuple(values["mean"]), tuple(values["std"])
-        return cls((height, width), (least_height, least_width), mean, std, values["channels"])
+        interpolation = values["interpolation"].partition(",")[0]
+        return cls((height, width), (least_height, least_width), mean, std, values["channels"], interpolation)
 
 
 def resize_for(size: Size) -> Size:
@@ -86,26 +92,28 @@ def resize_for(size: Size) -> Size:
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """The network's input [C, H, W] for one image."""
-    pixels = to_pixels(image, preprocessing.resize, preprocessing.size).astype(np.float32)
+    settings = preprocessing
+    pixels = to_pixels(image, settings.resize, settings.size, settings.interpolation).astype(np.float32)
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     normalised: NDArray[np.float32] = (pixels / np.float32(255) - mean) / std
     return normalised
 
 
-def to_pixels(image: Image.Image, resize: Size, crop: Size) -> Pixels:
+def to_pixels(image: Image.Image, resize: Size, crop: Size, interpolation: str = BILINEAR) -> Pixels:
     """The central `crop` of the image scaled to cover `resize`: uint8 [3, H, W]."""
     _require_known_range(image)
     image = to_rgb(upright(image))
     scale = max(resize[0] / image.height, resize[1] / image.width)
     height, width = (max(least, round(n * scale)) for least, n in zip(resize, (image.height, image.width), strict=True))
+    resampling = Image.Resampling[interpolation.upper()]
     top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
     if height * width > STRETCHED * resize[0] * resize[1]:  # a line of 1x30000 pixels would take 19 GB
         down, across = image.height / height, image.width / width
         box = (left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down)
-        image = image.resize((crop[1], crop[0]), Image.Resampling.BILINEAR, box)
+        image = image.resize((crop[1], crop[0]), resampling, box)
         top, left = 0, 0
     elif (height, width) != (image.height, image.width):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), resampling)
     pixels = np.asarray(image)[top : top + crop[0], left : left + crop[1]]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -16,11 +16,16 @@ OnProgress = Callable[[int, int], None]  # images done, images in all
 
 @dataclass(frozen=True)
 class Request:
-    """What a source is asked for: None as `input_size` leaves the choice to it."""
+    """What a source is asked for: None as `input_size` leaves the choice to it, None as `resize` the margin around it.
+
+    `resize`, `interpolation`: how photographs are scaled before the input is cut out of them.
+    """
 
     seed: int
     input_size: int | None
     val_fraction: float
+    resize: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
 
 
 def no_files(argument: str) -> Mapping[str, Path]:

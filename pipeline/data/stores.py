@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atopipe.pipeline.data.decoding import read_pixels
-from atopipe.pipeline.data.preprocessing import Pixels, Size
+from atopipe.pipeline.data.preprocessing import BILINEAR, Pixels, Size
 from atopipe.pipeline.system.machine import available_processors
 
 AHEAD = 2  # batches that are decoded while another one is used
@@ -61,6 +61,7 @@ class OnDisk:
     paths: Sequence[Path]
     resize: Size
     crop: Size
+    interpolation: str = BILINEAR
 
     def on(self, device: torch.device) -> "OnDisk":
         """The files as they are."""
@@ -90,7 +91,7 @@ class OnDisk:
         return pixels, [pool.submit(self._decode, index, row) for index, row in zip(indices, rows, strict=True)]
 
     def _decode(self, index: int, row: Pixels) -> None:
-        row[:] = read_pixels(self.paths[index], self.resize, self.crop)
+        row[:] = read_pixels(self.paths[index], self.resize, self.crop, self.interpolation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atopipe.pipeline.engine.process_group import broadcast_flags, together
 from atopipe.pipeline.engine.stage import Context, Stage
+from atopipe.pipeline.engine.start import weights_of
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.rundir.directory import RunDirectory
@@ -33,6 +34,7 @@ def execute(
     """
     workspace = workspace or Workspace(run.config, display)
     try:
+        _fetch_weights(chosen, run, forced)
         for stage in chosen:
             run.stages.recover(stage.name)
             _require(stage.inputs, known, run)
@@ -64,6 +66,8 @@ def execute_together(
     distributed = [stage for stage in chosen if stage.distributed]
     for stage in distributed:
         run.stages.recover(stage.name)
+    if job.rank == 0:
+        _fetch_weights(distributed, run, forced)
     with together(workspace.device, workspace.stop):
         wanted = broadcast_flags([s.name in forced or not run.stages.is_current(s) for s in distributed])
         trained = [stage for stage, is_wanted in zip(distributed, wanted, strict=True) if is_wanted]
@@ -77,6 +81,15 @@ def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
     run.stages.check_artifacts(stage.name)
     run.stages.drop_checkpoints(stage.name)
     display.say(f"{stage.name:<8} unchanged, skipped")
+
+
+def _fetch_weights(chosen: Sequence[Stage], run: RunDirectory, forced: Collection[str]) -> None:
+    """Sees to it that the starting weights are there before their digest goes into a key, and before anything else.
+
+    Stages that are complete do without: their results were made with the weights that the record knows.
+    """
+    if any(stage.distributed and (stage.name in forced or not run.stages.result(stage.name)) for stage in chosen):
+        weights_of(run.config, fetched=True)
 
 
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.process_group import replicated
+from atopipe.pipeline.engine.start import input_of, load_start, new_model, normalised, weights_of
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.job import this_job
@@ -126,11 +126,14 @@ class Workspace:
         data = load_data(
             settings.source,
             seed=self.config.seed,
-            input_size=settings.input_size,
             val_fraction=settings.val_fraction,
             on_progress=self.display.loading,
+            **input_of(self.config),
         )
         self.display.say(f"data    {data.description}")
+        data, note = normalised(self.config, data)
+        if note:
+            self.display.say(note)
         return data
 
     def train_batches(self) -> "SplitBatches":
@@ -152,29 +155,26 @@ class Workspace:
         return self.data.val.batches(self.config.recipe.batch_size, device=self.device, share=share)
 
     def check_model(self) -> None:
-        """Refuses a torchvision model that cannot be built before the images, which may take minutes, are read."""
-        from atopipe.pipeline.models.build import build_model
+        """Refuses what can be refused before the images, which may take minutes, are read.
 
+        A model of a library that cannot be built, and weights that are not there.
+        """
+        weights_of(self.config, fetched=True)
         if ":" not in self.config.model.name:
-            build_model(self.config.model.name, 2, self.config.model.args)
+            new_model(self.config, 2)
 
     def new_model(self) -> "nn.Module":
         """The dense network, freshly initialised from the seed."""
         import torch
 
-        from atopipe.pipeline.models.build import build_model
-
         torch.manual_seed(self.config.seed)
-        return build_model(self.config.model.name, len(self.data.labels), self.config.model.args)
+        return new_model(self.config, len(self.data.labels))
 
     def first_model(self) -> "nn.Module":
-        """The network as training starts from it: with the weights of the configuration's file, if it names one."""
-        from atopipe.pipeline.models.pretrained import load_weights
-
-        model, settings = self.new_model(), self.config.model
-        if settings.weights:
-            note = load_weights(model, Path(settings.weights), len(self.data.labels))
-            self.display.say(f"weights {note}")
+        """The network as training starts from it: with the weights that the configuration names, if any."""
+        model = self.new_model()
+        if self.config.model.weights is not None:
+            self.display.say(f"weights {load_start(self.config, model, len(self.data.labels))}")
         return model
 
     def groups(self, model: "nn.Module") -> "Groups":

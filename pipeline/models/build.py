@@ -4,6 +4,7 @@ Weights are always freshly initialised, from torch's global random state: seed i
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -59,16 +60,22 @@ def _builder(name: str) -> Callable[..., object]:
 
 
 def _from_timm(name: str, args: Mapping[str, object], classes: Mapping[str, object]) -> nn.Module:
+    timm = timm_library(name)
+    known, wanted = timm.list_models(), name.removeprefix(TIMM)
+    if wanted.partition(".")[0] not in known:
+        raise ModelError(f"unknown model '{name}': {did_you_mean(wanted, known) or 'see timm.list_models()'}")
+    return _call(f"model '{name}'", timm.create_model, {"model_name": wanted, "pretrained": False, **args, **classes})
+
+
+def timm_library(name: str) -> Any:
+    """timm, which model `name` needs; raises MissingError where it cannot be imported."""
     try:
         import timm
     except ImportError as error:
         raise MissingError(
             f"model '{name}' needs timm, which cannot be imported ({reason(error)}): pip install 'atopipe[timm]'"
         ) from error
-    known, wanted = timm.list_models(), name.removeprefix(TIMM)
-    if wanted not in known:
-        raise ModelError(f"unknown model '{name}': {did_you_mean(wanted, known) or 'see timm.list_models()'}")
-    return _call(f"model '{name}'", timm.create_model, {"model_name": wanted, "pretrained": False, **args, **classes})
+    return timm
 
 
 def _from_factory(name: str, args: Mapping[str, object], classes: Mapping[str, object]) -> nn.Module:

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.schema import Config, ModelSettings
 from atopipe.pipeline.data.load import find_source
 from atopipe.pipeline.data.source import DataSource, no_files
+from atopipe.pipeline.models.weights.source import is_file_name
 from atopipe.pipeline.system.code_files import code_files
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.files import (
@@ -62,13 +63,22 @@ def _outside(config: Config) -> dict[str, dict[str, Path] | DataError]:
     if is_factory_name(model.name):
         found["model code"] = code_files(model.name)
     if model.weights:
-        found["weights"] = _one(Path(model.weights))
+        found["weights"] = _one(_weights(model))
     if source is not None and source.files is not no_files:
         try:
             found[source.reads] = dict(source.files(argument))
         except DataError as error:
             found[source.reads] = error
     return found
+
+
+def _weights(model: ModelSettings) -> Path:
+    """The file of the starting weights, wherever the library that names them keeps it."""
+    if is_file_name(str(model.weights)):
+        return Path(str(model.weights))
+    from atopipe.pipeline.models.weights.find import find_weights
+
+    return find_weights(model.name, str(model.weights), model.args).file
 
 
 def _source(config: Config) -> tuple[DataSource | None, str]:

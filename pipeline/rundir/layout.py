@@ -10,6 +10,7 @@ from atopipe.pipeline.system.files import sha256_json
 RESULT, MANIFEST = "result.json", "manifest.json"
 DEVICES = "devices"  # what other machines measured
 MODEL, DENSE = "model.onnx", "dense.onnx"  # what is delivered, and what it is compared with
+STARTING_WEIGHTS = "starting_weights.json"  # of stage train: key, file, digest and licence
 EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
 
 

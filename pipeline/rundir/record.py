@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.config.schema import Config
-from atopipe.pipeline.rundir.layout import DEVICES, EXECUTION, MANIFEST, Result, StageSpec, versions_of
+from atopipe.pipeline.rundir.layout import (
+    DEVICES,
+    EXECUTION,
+    MANIFEST,
+    STARTING_WEIGHTS,
+    Result,
+    StageSpec,
+    versions_of,
+)
 from atopipe.pipeline.rundir.store import StageStore
 from atopipe.pipeline.system.files import files_in, sha256_file, sha256_json, write_json, write_sealed
 
@@ -45,6 +53,15 @@ class RunRecord:
         write_sealed(self.root / MANIFEST, self._manifest(complete, {r.stage for r in self._current(stages)}))
         return metrics
 
+    def starting_weights(self) -> dict[str, str] | None:
+        """Key, digest and licence of the weights that training started from; None where it started from scratch."""
+        trained = self.stages.result("train")
+        if trained is None or STARTING_WEIGHTS not in trained.artifacts:
+            return None
+        path = self.stages.artifact("train", STARTING_WEIGHTS)
+        weights: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        return weights
+
     def files(self) -> list[str]:
         """Those beside the stages whose digests the manifest holds."""
         devices = [file.relative_to(self.root).as_posix() for file in files_in(self.root / DEVICES)]
@@ -64,6 +81,7 @@ class RunRecord:
             "versions": versions_of(results),
             "hardware": first.get("hardware", {}),
             "outside": self.stages.outside,
+            "weights": self.starting_weights(),
             "files": {name: sha256_file(self.root / name) for name in self.files()},
             "execution": {r.stage: self._execution(r.stage) for r in results if EXECUTION in r.artifacts},
             "stages": [_described(result, is_current=result.stage in current) for result in results],

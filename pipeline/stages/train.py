@@ -1,7 +1,7 @@
 """Train the dense network while the controller learns which groups to keep.
 
-Leaves weights.safetensors (dense shape, masked groups exactly zero), groups.json, masks.safetensors, history.json and
-execution.json.
+Leaves weights.safetensors (dense shape, masked groups exactly zero), groups.json, masks.safetensors, history.json,
+execution.json and, where training started from trained weights, starting_weights.json, which says from which.
 """
 
 from typing import TYPE_CHECKING
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context, Stage
+from atopipe.pipeline.engine.start import described
 from atopipe.pipeline.engine.training import save_training, training_session
 from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
-from atopipe.pipeline.system.files import write_text
+from atopipe.pipeline.rundir.layout import STARTING_WEIGHTS
+from atopipe.pipeline.system.files import write_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,6 +64,8 @@ def run(context: Context) -> dict[str, float]:
         return {}
     write_text(context.folder / "groups.json", groups.to_json())
     _save_masks(context, groups, trained.mask)
+    if weights := described(config):
+        write_json(context.folder / STARTING_WEIGHTS, weights)
     return {"time.epochs_s": save_training(context, trained.model, trained.history, execution)}
 
 

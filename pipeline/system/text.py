@@ -25,7 +25,8 @@ def written(args: Mapping[str, object]) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """`did you mean a, b or c?` with at most three known names, nearest first; None where nothing is near."""
-    close = difflib.get_close_matches(name.lower(), sorted(known), n=3, cutoff=0.6)
+    spelt = {candidate.lower(): candidate for candidate in sorted(known)}
+    close = [spelt[match] for match in difflib.get_close_matches(name.lower(), spelt, n=3, cutoff=0.6)]
     if not close:
         return None
     return f"did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?"

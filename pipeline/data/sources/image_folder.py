@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,13 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     root = Path(argument).expanduser()
     train, val = find_splits(root)
     size = (request.input_size, request.input_size) if request.input_size else _natural_size(train.paths)
-    resize = resize_for(size)
+    scaling = Scaling(size, request.resize or resize_for(size), request.interpolation)
     # Training images keep the margin of `resize`, from which random windows are cut.
-    crops = ((train, resize), (val, size))
+    crops = ((train, scaling.resize), (val, size))
     fits = (
         sum(len(split.paths) * 3 * crop[0] * crop[1] for split, crop in crops) <= all_reduce_min(available_memory()) / 4
     )
-    images, preprocessing = (_in_memory if fits else _on_disk)(crops, size, resize, on_progress)
+    images, preprocessing = (_in_memory if fits else _on_disk)(crops, scaling, on_progress)
     splits = (
         Split(store, torch.frombuffer(bytearray(files.labels), dtype=torch.int64), preprocessing, augmentation)
         for store, files, augmentation in zip(images, (train, val), (usual_augmentation(size), unchanged), strict=True)
@@ -64,32 +65,45 @@ def _description(root: Path, train: Files, val: Files, size: "Size") -> str:
     ) + (f"; not used: {described(unused)}" if unused else "")
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """How a photograph becomes pixels: scaled by `interpolation` to cover `resize`, cut to `size`."""
+
+    size: "Size"
+    resize: "Size"
+    interpolation: str
+
+    def with_statistics(self, pixels: "Pixels") -> "Preprocessing":
+        """And normalised by the mean and deviation of these."""
+        from atopipe.pipeline.data.preprocessing import Preprocessing, channel_statistics
+
+        return Preprocessing(self.size, self.resize, *channel_statistics(pixels), interpolation=self.interpolation)
+
+
 Crops = tuple[tuple[Files, "Size"], ...]
 Loaded = tuple[list["ImageStore"], "Preprocessing"]
 
 
-def _in_memory(crops: Crops, size: "Size", resize: "Size", on_progress: OnProgress | None) -> Loaded:
+def _in_memory(crops: Crops, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
     import torch
 
-    from atopipe.pipeline.data.preprocessing import Preprocessing, channel_statistics
     from atopipe.pipeline.data.stores import InMemory
 
-    decoded = _decode(crops, resize, on_progress)
-    statistics = channel_statistics(decoded[0])
-    return [InMemory(torch.from_numpy(pixels)) for pixels in decoded], Preprocessing(size, resize, *statistics)
+    decoded = _decode(crops, scaling, on_progress)
+    return [InMemory(torch.from_numpy(pixels)) for pixels in decoded], scaling.with_statistics(decoded[0])
 
 
-def _on_disk(crops: Crops, size: "Size", resize: "Size", on_progress: OnProgress | None) -> Loaded:
+def _on_disk(crops: Crops, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
     from atopipe.pipeline.data.decoding import read_all
-    from atopipe.pipeline.data.preprocessing import Preprocessing, channel_statistics
     from atopipe.pipeline.data.stores import OnDisk
 
     sample = _spread(crops[0][0].paths, STATISTICS_SAMPLE)
-    statistics = channel_statistics(read_all(sample, resize, resize, on_progress))
-    return [OnDisk(files.paths, resize, crop) for files, crop in crops], Preprocessing(size, resize, *statistics)
+    resize, how = scaling.resize, scaling.interpolation
+    statistics = read_all(sample, resize, resize, on_progress, how)
+    return [OnDisk(files.paths, resize, crop, how) for files, crop in crops], scaling.with_statistics(statistics)
 
 
-def _decode(crops: Crops, resize: "Size", on_progress: OnProgress | None) -> "list[Pixels]":
+def _decode(crops: Crops, scaling: Scaling, on_progress: OnProgress | None) -> "list[Pixels]":
     from atopipe.pipeline.data.decoding import read_all
 
     total = sum(len(files.paths) for files, _ in crops)
@@ -100,7 +114,7 @@ def _decode(crops: Crops, resize: "Size", on_progress: OnProgress | None) -> "li
             on_progress(sum(map(len, decoded)) + done, total)
 
     for split, crop in crops:
-        decoded.append(read_all(split.paths, resize, crop, report))
+        decoded.append(read_all(split.paths, scaling.resize, crop, report, scaling.interpolation))
     return decoded
 
 

@@ -25,7 +25,7 @@ pip install numpy onnxruntime pillow
 python infer.py --selftest
 python infer.py --image photo.jpg
 ```
-{variants}
+{variants}{origin}
 ## Scope of the measurements
 
 Accuracy was measured on the validation images that came with the training data, latency on the machine that trained;
@@ -44,10 +44,11 @@ def model_card(
     labels: Sequence[str],
     preprocessing: Mapping[str, Any],
     structures: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str] | None = None,
 ) -> str:
     """Markdown with the front matter that model hubs read; the figures are those of the run's summary.
 
-    `structures`: what was read back from every model file, model.onnx first.
+    `structures`: what was read back from every model file, model.onnx first; `weights`: what training started from.
     """
     front = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": ["pruning", "onnxruntime"]}
     height, width = preprocessing["size"]
@@ -62,8 +63,20 @@ def model_card(
         opset=structure["opset"],
         ir_version=structure["ir_version"],
         runtime=needed_runtime(structure),
+        origin=_origin(weights),
         variants=_variants(summary, list(structures)[1:]),
         digests="  \n".join(f"SHA-256 of {name}: `{found['sha256']}`" for name, found in structures.items()),
+    )
+
+
+def _origin(weights: Mapping[str, str] | None) -> str:
+    """Whose work the network was made from; a reader has to know its licence."""
+    if weights is None:
+        return ""
+    source = f", from {weights['address']}" if "address" in weights else ""
+    return (
+        f"\n## Where it comes from\n\nTraining started from the weights `{weights['key']}` ({weights['file']}{source}; "
+        f"licence: {weights['license']}).\nSHA-256 of that file: `{weights['sha256']}`\n"
     )
 
 

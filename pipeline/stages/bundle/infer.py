@@ -48,10 +48,13 @@ class Failed(Exception):
 
 def preprocess(image: Image.Image, settings: Settings) -> Floats:
     """Turn an image into the network's input [3, H, W], as preprocess.json says."""
-    return normalise(to_pixels(image, settings["resize"], settings["size"]), settings)
+    resampling = Image.Resampling[settings["interpolation"].partition(",")[0].upper()]
+    return normalise(to_pixels(image, settings["resize"], settings["size"], resampling), settings)
 
 
-def to_pixels(image: Image.Image, resize: tuple[int, int], crop: tuple[int, int]) -> NDArray[np.uint8]:
+def to_pixels(
+    image: Image.Image, resize: tuple[int, int], crop: tuple[int, int], resampling: Image.Resampling
+) -> NDArray[np.uint8]:
     """Upright, over white, RGB, scaled to just cover `resize`, and the central `crop` of that: uint8 [3, H, W]."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise Failed("the picture has numbers whose range nothing defines: save it with 8 or 16 bits a channel")
@@ -62,10 +65,10 @@ def to_pixels(image: Image.Image, resize: tuple[int, int], crop: tuple[int, int]
     if height * width > STRETCHED * resize[0] * resize[1]:  # cut before it is enlarged
         down, across = image.height / height, image.width / width
         box = (left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down)
-        image = image.resize((crop[1], crop[0]), Image.Resampling.BILINEAR, box)
+        image = image.resize((crop[1], crop[0]), resampling, box)
         top, left = 0, 0
     elif (height, width) != (image.height, image.width):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), resampling)
     return np.asarray(image)[top : top + crop[0], left : left + crop[1]].transpose(2, 0, 1)
 
 

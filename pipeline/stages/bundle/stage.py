@@ -54,9 +54,9 @@ def run(context: Context) -> dict[str, float]:
     write_text(folder / "labels.txt", "".join(f"{label}\n" for label in data.labels))
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")
     _write_samples(context, folder)
-    settings = json.loads(data.preprocessing.to_json())
+    settings, weights = json.loads(data.preprocessing.to_json()), context.run.record.starting_weights()
     summary = replace(summary_of(context.run, results), title=_title(context), model=MODEL)
-    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, _structures(context)))
+    write_text(folder / "MODEL_CARD.md", model_card(summary, data.labels, settings, _structures(context), weights))
     write_json(folder / "manifest.json", _manifest(context, results, folder))
     write_sums(folder)
     replayed = _replay(folder)
@@ -153,6 +153,7 @@ def _manifest(context: Context, results: Sequence[Result], folder: Path) -> dict
         "data": _data_name(context),
         "targets": {cost: target.plain() for cost, target in context.config.targets.items()},
         "seed": context.config.seed,
+        "weights": context.run.record.starting_weights(),
         "metrics": {name: value for result in results for name, value in result.metrics.items()},
         "variants": verdict_of(context.run),
         "gates": json.loads(context.input("validate", "gates.json").read_text(encoding="utf-8")),
