@@ -71,7 +71,9 @@ def _require_same_network(match: Match, wanted: Mapping[str, Tensor], gaps: Coll
         )
     if lacking:
         have = f"; it has {_few(match.spare)} instead" if match.spare else ""
-        raise UsageError(f"{who} belongs to another network: it lacks {_few(lacking)}{have}; give weights of this model")
+        raise UsageError(
+            f"{who} belongs to another network: it lacks {_few(lacking)}{have}; give weights of this model"
+        )
     if other:
         name = other[0]
         more = f" (and {len(other) - 1} more differ)" if len(other) > 1 else ""
