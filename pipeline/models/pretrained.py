@@ -66,8 +66,8 @@ def _require_same_network(match: Match, wanted: Mapping[str, Tensor], gaps: Coll
     other = [name for name in wanted if name in gaps and name in match.tensors]
     if not match.tensors or not match.fitting:
         raise UsageError(
-            f"{who} belongs to another network: none of its {len(match.spare)} tensors, such as {_few(match.spare)}, fits "
-            f"one of this model, such as {_few(wanted)}; give weights of this model"
+            f"{who} belongs to another network: none of its {len(match.spare)} tensors, such as {_few(match.spare)}, "
+            f"fits one of this model, such as {_few(wanted)}; give weights of this model"
         )
     if lacking:
         have = f"; it has {_few(match.spare)} instead" if match.spare else ""

@@ -214,8 +214,8 @@ def test_another_networks_weights_are_refused_by_name_and_shape(tmp_path: Path) 
     )
     save_file({"stem.weight": torch.ones(2), "stem.bias": torch.ones(2)}, path)
     assert refusal(net(), path) == (
-        f"--weights '{path}' belongs to another network: none of its 2 tensors, such as 'stem.bias', 'stem.weight', fits "
-        "one of this model, such as 'conv1.weight', 'conv1.bias' and 7 more; give weights of this model"
+        f"--weights '{path}' belongs to another network: none of its 2 tensors, such as 'stem.bias', 'stem.weight', "
+        "fits one of this model, such as 'conv1.weight', 'conv1.bias' and 7 more; give weights of this model"
     )
     save_file({n: t for n, t in net().state_dict().items() if "running" not in n} | {"x": torch.ones(1)}, path)
     assert refusal(net(), path) == (

@@ -90,7 +90,8 @@ def test_torchvisions_weights_come_out_of_its_cache(
     assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items() if not n.startswith("fc."))
     assert said == (
         "from ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1: 336 of 338 tensors loaded; 'fc.bias', 'fc.weight' "
-        "re-initialised for 5 classes instead of 1000; not the published file: its SHA-256 does not begin with f707e7126e"
+        "re-initialised for 5 classes instead of 1000; not the published file: "
+        "its SHA-256 does not begin with f707e7126e"
     )
     assert connections == []
 
