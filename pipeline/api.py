@@ -23,7 +23,7 @@ from atopipe.pipeline.system.errors import ParityGateFailed, UsageError
 from atopipe.pipeline.system.job import Job, this_job
 from atopipe.pipeline.system.signals import terminable
 from atopipe.pipeline.system.text import nearest_or_all
-from atopipe.pipeline.tracking.mirror import mirrored
+from atopipe.pipeline.tracking.mirror import NEEDS, mirrored
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +82,9 @@ def run(
     one, signals are left to the program.
     """
     root, job = Path(directory), this_job()
+    for name in trackers:
+        if name not in NEEDS:
+            raise UsageError(f"there is no tracker '{name}': {nearest_or_all(name, NEEDS)}")
     chosen, forced = select(config, stages, force=force)
     together = job.size > 1 and any(stage.distributed for stage in chosen)
     if together:

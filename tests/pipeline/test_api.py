@@ -61,7 +61,9 @@ def test_a_run_that_is_in_use_or_is_none_is_refused(here: Path) -> None:
     config = load_config(here / "config.yaml")
     with locked(here / "out"), pytest.raises(MissingError, match="is in use by process"):
         run(config, here / "out")
-    with pytest.raises(UsageError, match="is no run of atopipe"):
+    with pytest.raises(UsageError, match=r"^there is no tracker 'mlflw': did you mean mlflow\?$"):
+        run(config, here / "out", trackers=["mlflw"])
+    with pytest.raises(UsageError, match="is not a run of atopipe"):
         load_shrunk(here / "out/stages")
 
 

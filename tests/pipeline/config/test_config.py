@@ -165,7 +165,7 @@ def test_what_is_missing_is_said() -> None:
         ("model: 5\ntarget_flops: 0.3\n", "--model is 5, but must be a name, or a section of 'key: value' lines"),
         (
             "model: a\ntarget_flops: 1\nrecipe: 5\n",
-            "recipe is 5, but must be a name, or a section of 'key: value' lines",
+            "--recipe is 5, but must be a name, or a section of 'key: value' lines",
         ),
     ],
 )

@@ -141,7 +141,7 @@ def test_inspect_tries_the_target_of_the_configuration_file(capsys: pytest.Captu
     file = tmp_path / "own.yaml"
     file.write_text("{model: {name: 'nets.py:net', args: {width: 24}}, target_flops: 0.5, data: {input_size: 16}}")
     assert main(["inspect", "--config", str(file), "--threads", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rehearsal"]["ratios"]["FLOPs"] <= 0.5
+    assert json.loads(capsys.readouterr().out)["rehearsal"]["ratios"]["flops"] <= 0.5
 
 
 def test_arguments_that_are_none_are_told(capsys: pytest.CaptureFixture[str]) -> None:
