@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.models.wrappers import Note
 
 PHOTOGRAPHS = "imagefolder:"
 PUBLISHED = re.compile(r"-([0-9a-f]{8,})\.")  # the first digits of the digest, in the names of torch.hub's files
@@ -35,11 +36,14 @@ def model_name(config: Config) -> str:
     return name if weights is None or is_file_name(weights) else tagged(name, weights)
 
 
-def new_model(config: Config, classes: int) -> "nn.Module":
-    """The network for so many classes, freshly initialised from torch's global random state."""
+def new_model(config: Config, classes: int, note: "Note" = lambda text: None) -> "nn.Module":
+    """The network for so many classes, freshly initialised from torch's global random state.
+
+    `note` is told what had to be done with a network as its factory returned it.
+    """
     from atopipe.pipeline.models.build import build_model
 
-    return build_model(model_name(config), classes, config.model.args)
+    return build_model(model_name(config), classes, config.model.args, note)
 
 
 def weights_of(config: Config, *, fetched: bool = False) -> WeightsSource | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atopipe.ato.search.budget import Budget
     from atopipe.pipeline.data.dataset import Batches, Data, SplitBatches
     from atopipe.pipeline.engine.preflight import Rehearsal
+    from atopipe.pipeline.models.wrappers import Note
 
 
 class Stream(IntEnum):
@@ -163,16 +164,22 @@ class Workspace:
         if ":" not in self.config.model.name:
             new_model(self.config, 2)
 
-    def new_model(self) -> "nn.Module":
-        """The dense network, freshly initialised from the seed."""
+    def new_model(self, note: "Note" = lambda text: None) -> "nn.Module":
+        """The dense network, freshly initialised from the seed; `note` is told what had to be done with it."""
         import torch
 
         torch.manual_seed(self.config.seed)
-        return new_model(self.config, len(self.data.labels))
+        return new_model(self.config, len(self.data.labels), note)
 
     def first_model(self) -> "nn.Module":
-        """The network as training starts from it: with the weights that the configuration names, if any."""
-        model = self.new_model()
+        """The network as training starts from it: with the weights that the configuration names, if any.
+
+        UsageError where it has not one logit for each class.
+        """
+        from atopipe.pipeline.models.contract import require_logits
+
+        model = self.new_model(lambda text: self.display.say(f"model   {text}"))
+        require_logits(model, f"model '{self.config.model.name}'", self.example, len(self.data.labels))
         if self.config.model.weights is not None:
             self.display.say(f"weights {load_start(self.config, model, len(self.data.labels))}")
         return model

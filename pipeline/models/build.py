@@ -9,13 +9,36 @@ from typing import Any
 from torch import nn
 
 from atopipe.pipeline.models import cifar
+from atopipe.pipeline.models.wrappers import Note, unwrapped
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.text import did_you_mean, reason, written
-from atopipe.pipeline.system.user_code import accepted, find_factory, is_factory_name
+from atopipe.pipeline.system.user_code import find_factory, first_accepted, is_factory_name
 
 # These two return a tuple while they train, unless told not to, and warn about their future initialisation.
 WITHOUT_AUXILIARY_HEADS: Mapping[str, object] = {"aux_logits": False, "init_weights": True}
 TIMM = "timm/"
+# By which factories take the number of classes; the usual ones first.
+CLASS_ARGUMENTS = (
+    "num_classes",
+    "n_classes",
+    "classes",
+    "nb_classes",
+    "num_labels",
+    "n_class",
+    "num_class",
+    "nclass",
+    "nclasses",
+    "n_labels",
+    "class_num",
+    "number_of_classes",
+    "num_outputs",
+    "n_outputs",
+    "out_features",
+    "out_dim",
+    "output_dim",
+    "out_channels",
+    "nc",
+)
 BUILDER_ARGS: Mapping[str, Mapping[str, object]] = {
     "googlenet": WITHOUT_AUXILIARY_HEADS,
     "inception_v3": WITHOUT_AUXILIARY_HEADS,
@@ -33,14 +56,19 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted({*models.list_models(module=models), *cifar.BUILDERS}))
 
 
-def build_model(name: str, num_classes: int, args: Mapping[str, object] | None = None) -> nn.Module:
+def build_model(
+    name: str, num_classes: int, args: Mapping[str, object] | None = None, note: Note = lambda text: None
+) -> nn.Module:
     """The network `name` with `num_classes` logits; `args` go to its builder.
 
     `name` is one of `model_names`, `timm/` and a name of timm's, `your_pkg.mod:factory`, importable from the working
-    directory too, or `path/to/file.py:factory`. A factory is given `num_classes` where it takes it. Raises ModelError,
-    or MissingError where timm is not installed.
+    directory too, or `path/to/file.py:factory`. A factory is given the number by the first of `CLASS_ARGUMENTS` that it
+    takes; its network is taken out of wrappers and cast to float32, of which `note` is told. Raises ModelError, or
+    MissingError where timm is not installed.
     """
-    build = _from_timm if name.startswith(TIMM) else _from_factory if ":" in name else _by_name
+    if ":" in name and not name.startswith(TIMM):
+        return _from_factory(name, dict(args or {}), num_classes, note)
+    build = _from_timm if name.startswith(TIMM) else _by_name
     return build(name, dict(args or {}), {"num_classes": num_classes})
 
 
@@ -78,12 +106,17 @@ def timm_library(name: str) -> Any:
     return timm
 
 
-def _from_factory(name: str, args: Mapping[str, object], classes: Mapping[str, object]) -> nn.Module:
+def _from_factory(name: str, args: Mapping[str, object], num_classes: int, note: Note) -> nn.Module:
     if not is_factory_name(name):
         raise ModelError(f"model '{name}' is not a factory name: write it as your_pkg.mod:factory or net.py:factory")
     who = f"model factory '{name}'"
     factory = find_factory(who, name, "a torch.nn.Module", ModelError)
-    model = _call(who, factory, {**args, **accepted(factory, classes)})
+    argument = first_accepted(factory, CLASS_ARGUMENTS)
+    model = _call(who, factory, {**args, **({argument: num_classes} if argument else {})})
+    try:
+        model = unwrapped(model, note)
+    except ValueError as error:
+        raise ModelError(f"{who} cannot be used: {error}") from None
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} - {"cpu"}
     if devices:
         raise ModelError(f"{who} built its network on {min(devices)}: build it on cpu; --device moves it")

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -66,6 +66,25 @@ def accepted(factory: Factory, offers: Mapping[str, object]) -> dict[str, object
         return {}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {name: value for name, value in offers.items() if takes_all or name in parameters}
+
+
+def first_accepted(factory: Factory, names: Sequence[str]) -> str | None:
+    """The first of these names by which the function takes a number; the first of all if it takes any keyword."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # written in C, without a signature
+        return None
+    found = (name for name in names if name in parameters and _takes_a_number(parameters[name]))
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return next(found, names[0] if takes_all else None)
+
+
+def _takes_a_number(parameter: inspect.Parameter) -> bool:
+    """By keyword, and not something else by the look of its default: `classes=("cat", "dog")`."""
+    default = parameter.default
+    is_open = default is parameter.empty or default is None
+    by_keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    return by_keyword and (is_open or (isinstance(default, int) and not isinstance(default, bool)))
 
 
 def _as_guest(factory: Factory, folder: Path) -> Factory:
