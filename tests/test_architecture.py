@@ -37,9 +37,14 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.
 # Heavy or replaceable libraries, and the only files that may import them.
 CONFINED = {
     "torch_pruning": {"ato/discovery/dependencies.py"},
-    "onnx": {"export/onnx.py", "export/graph.py", "export/smoke_model.py"},
+    "onnx": {"export/weightless.py", "export/onnx.py", "export/graph.py", "export/smoke_model.py"},
     "torch.onnx": {"export/onnx.py"},
-    "onnxruntime": {"validate/session.py", "export/variants.py", "pipeline/stages/bundle/infer.py"},
+    "onnxruntime": {
+        "validate/session.py",
+        "export/variants.py",
+        "pipeline/stages/bundle/infer.py",
+        "pipeline/stages/profile/probe.py",
+    },
     "onnxscript": {"export/onnx.py"},
     "mlflow": {"pipeline/tracking/mlflow.py"},
     "torch.utils.tensorboard": {"pipeline/tracking/tensorboard.py"},

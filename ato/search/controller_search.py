@@ -12,7 +12,7 @@ from atopipe.ato.search.controller import Controller, gumbel_noise, keep_probabi
 from atopipe.ato.search.mask_search import DivergedError, SearchProblem
 from atopipe.ato.search.masking import mask_lookups, masked_at
 from atopipe.ato.search.norm_statistics import STATISTICS
-from atopipe.ato.search.selection import aligned, choose_mask, narrowest_widths
+from atopipe.ato.search.selection import aligned, narrowest_widths
 from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
 
 
@@ -46,7 +46,7 @@ class ControllerSearch:
         scores = self.scores().cpu()
         if not bool(torch.isfinite(scores).all()):
             raise DivergedError("the controller's logits are not finite; lower controller.learning_rate")
-        return choose_mask(scores, self.problem.groups, self.problem.budgets, self.problem.recipe.align)
+        return self.problem.choose(scores, self.problem.groups, self.problem.budgets, self.problem.recipe.align)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
         """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample)."""

@@ -101,7 +101,21 @@ def flops(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:
         reads: Count | None = None if layers.is_depthwise(module) else (name, "in")
         terms.append((2 * positions * kernel / layers.blocks(module), (name, "out"), reads))
     terms.append((count_attention(model, example), None, None))
-    return _assemble("flops", "FLOPs", model, groups, terms)
+    return assemble("flops", "FLOPs", model, groups, terms)
+
+
+def flops_of_layers(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """FLOPs for one image of each convolution and linear layer of the dense network, by name."""
+    modules = dict(model.named_modules())
+
+    def per_position(module: nn.Module) -> float:
+        inputs = 1 if layers.is_depthwise(module) else layers.channels(module, "in")
+        kernel = math.prod(getattr(module, "kernel_size", (1,)))
+        return 2 * kernel * layers.channels(module, "out") * inputs / layers.blocks(module)
+
+    return {
+        name: positions * per_position(modules[name]) for name, positions in count_positions(model, example).items()
+    }
 
 
 def params(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:
@@ -113,7 +127,7 @@ def params(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:
             divisor = math.prod(layers.channels(module, axis) for _, axis in counts)
             left, right = [*counts, None, None][:2]
             terms.append((parameter.numel() / divisor, left, right))
-    return _assemble("params", "parameters", model, groups, terms)
+    return assemble("params", "parameters", model, groups, terms)
 
 
 COSTS: Mapping[str, Callable[[nn.Module, Groups, Tensor], Cost]] = {"flops": flops, "params": params}
@@ -174,19 +188,39 @@ def _observe(
     twin.calls[""].run(twin.model, Tensor.detach)
 
 
-def _assemble(name: str, unit: str, model: nn.Module, groups: Groups, terms: Sequence[Term]) -> BilinearCost:
+@dataclass(frozen=True, eq=False)
+class ChannelCounts:
+    """Channel counts as affine functions of the widths: kept = base + share @ widths; base [counts]."""
+
+    base: Tensor
+    share: Tensor
+
+    @staticmethod
+    def of(model: nn.Module, groups: Groups, counts: Sequence[Count]) -> "ChannelCounts":
+        """Those of the network, in this order."""
+        row = {count: i for i, count in enumerate(counts)}
+        whole = [layers.channels(model.get_submodule(layer), axis) for layer, axis in counts]
+        base, share = torch.tensor(whole, dtype=torch.float64), torch.zeros(len(counts), len(groups.sets)).double()
+        for column, group_set in enumerate(groups.sets):
+            for member in group_set.members:
+                i = row.get((member.module, member.axis))
+                if i is not None:
+                    share[i, column] += len(member.index) / group_set.size
+                    base[i] -= len(member.index)
+        return ChannelCounts(base, share)
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """The counts [..., counts] at widths [..., sets]."""
+        return self.base + widths.to(self.base) @ self.share.T
+
+
+def assemble(name: str, unit: str, model: nn.Module, groups: Groups, terms: Sequence[Term]) -> BilinearCost:
+    """The sum of the terms, as a function of the widths; the first count is the constant one."""
     named: list[Count] = sorted({count for term in terms for count in term[1:] if count is not None})
     row: dict[Count | None, int] = {None: 0, **{count: i for i, count in enumerate(named, start=1)}}
-    base = torch.ones(len(row), dtype=torch.float64)
-    for i, (layer, axis) in enumerate(named, start=1):
-        base[i] = layers.channels(model.get_submodule(layer), axis)
-    share = torch.zeros(len(row), len(groups.sets), dtype=torch.float64)
-    for column, group_set in enumerate(groups.sets):
-        for member in group_set.members:
-            i = row.get((member.module, member.axis), 0)
-            if i:
-                share[i, column] += len(member.index) / group_set.size
-                base[i] -= len(member.index)
+    counts = ChannelCounts.of(model, groups, named)
+    base = torch.cat([torch.ones(1, dtype=torch.float64), counts.base])
+    share = torch.cat([torch.zeros(1, len(groups.sets), dtype=torch.float64), counts.share])
     coefficient = torch.tensor([term[0] for term in terms], dtype=torch.float64)
     left, right = torch.tensor([row[term[1]] for term in terms]), torch.tensor([row[term[2]] for term in terms])
     sizes = torch.tensor(groups.sizes, dtype=torch.float64)

@@ -22,6 +22,7 @@ from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.search.budget import Budget
+from atopipe.ato.search.selection import ChooseMask, choose_mask
 from atopipe.ato.snapshot import Snapshot
 
 
@@ -33,7 +34,7 @@ class DivergedError(Exception):
 class SearchProblem:
     """What a mask is looked for: `model` at full width, its `groups`, and the `budgets` that the mask must hold.
 
-    `generator` gives all randomness; `execution` says how the network is run.
+    `generator` gives all randomness; `execution` says how the network is run; `choose` makes the mask of the scores.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class SearchProblem:
     recipe: Recipe
     generator: torch.Generator
     execution: Execution = PLAIN
+    choose: ChooseMask = choose_mask
 
 
 class MaskSearch(Protocol):

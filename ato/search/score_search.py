@@ -9,7 +9,6 @@ from atopipe.ato import layers
 from atopipe.ato.groups import Groups
 from atopipe.ato.removal.slices import group_norms
 from atopipe.ato.search.mask_search import SearchProblem
-from atopipe.ato.search.selection import choose_mask
 from atopipe.ato.snapshot import Snapshot
 
 Score = Callable[[SearchProblem], Tensor]  # of every group, [G]
@@ -35,7 +34,7 @@ class ScoreSearch:
 
     def best_mask(self) -> Tensor:
         """The 0/1 mask [G], on the CPU, that the scores are worth within every budget."""
-        return choose_mask(self.scores(), self.problem.groups, self.problem.budgets, self.problem.recipe.align)
+        return self.problem.choose(self.scores(), self.problem.groups, self.problem.budgets, self.problem.recipe.align)
 
     def snapshot(self) -> Snapshot:
         """There is nothing but the network."""

@@ -1,7 +1,7 @@
 """From scores of groups to the mask that is frozen: deterministic, aligned, and within every budget."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -111,6 +111,9 @@ def _steps_by_worth(scores: Sequence[Tensor], steps: Sequence[int]) -> list[int]
 def choose_mask(scores: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> Tensor:
     """The deterministic 0/1 mask [G], on the CPU, that the scores [G] are worth within every budget."""
     return best_groups(scores, groups, select_widths(scores, groups, budgets, align))
+
+
+ChooseMask = Callable[[Tensor, Groups, Sequence[Budget], Align], Tensor]
 
 
 def kept_fractions(mask: Tensor, groups: Groups, budgets: Sequence[Budget], align: Align) -> dict[str, float]:

@@ -18,7 +18,7 @@ from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
 from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.mask_search import MakeSearch, MaskSearch, SearchProblem
 from atopipe.ato.search.searches import SEARCHES
-from atopipe.ato.search.selection import check_budgets, kept_fractions
+from atopipe.ato.search.selection import ChooseMask, check_budgets, choose_mask, kept_fractions
 from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators, tensors_only
 from atopipe.ato.training.loop import (
     NO_CHECKPOINTS,
@@ -54,13 +54,14 @@ class Trainer:
         generator: torch.Generator,
         execution: Execution = PLAIN,
         make_search: MakeSearch | None = None,
+        choose: ChooseMask = choose_mask,
     ) -> None:
         check_budgets(groups, budgets, recipe.align)
         self.groups, self.budgets, self.recipe, self.generator = groups, budgets, recipe, generator
         self.schedule = Schedule.of(recipe.phases, steps)
         self.controller_steps = self.schedule.controller_steps(recipe.controller.every, recipe.controller.least_steps)
         self.device = next(model.parameters()).device
-        problem = SearchProblem(model, groups, budgets, recipe, generator, execution)
+        problem = SearchProblem(model, groups, budgets, recipe, generator, execution, choose)
         self.search: MaskSearch | None = (make_search or SEARCHES[recipe.search])(problem)  # until the mask is frozen
         self.execution = execution
         self.weights = WeightTrainer(model, recipe.weights, execution, generator)
@@ -198,6 +199,7 @@ def train(
     report: Report,
     execution: Execution = PLAIN,
     make_search: MakeSearch | None = None,
+    choose: ChooseMask = choose_mask,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
@@ -205,10 +207,10 @@ def train(
     `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
     DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator. Where
     `checkpointer` has a snapshot of this run, the run goes on from there, to the same result. `make_search`: where the
-    mask comes from, if not from the search that the recipe names.
+    mask comes from, if not from the search that the recipe names. `choose`: how scores become the frozen mask.
     """
     steps = recipe.epochs * len(train_batches)
-    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, make_search)
+    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, make_search, choose)
     history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, checkpointer)
     trained, mask = trainer.trained_model()
     return Trained(trained.eval(), mask, history)

@@ -234,6 +234,34 @@ def inspect(as_json: bool, **options: Given) -> None:
 
 
 @cli.command()
+@configuration_options
+@click.option(
+    "--pack",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the networks that a device has to time, and probe.py, into this new folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def profile(pack: Path | None, as_json: bool, **options: Given) -> None:
+    """Time the network at random widths: what takes its time, and what latency is reachable, here or on a device.
+
+    \b
+    Example:  atopipe profile --model mobilenet_v2 --input-size 224
+              atopipe profile --model mobilenet_v2 --pack pack, then on the device: python pack/probe.py pack
+    """
+    from atopipe.pipeline.cli.profile import profile_network, write_device_pack
+    from atopipe.pipeline.cli.settings import settings_of
+
+    config = settings_of(options)
+    if pack is not None:
+        write_device_pack(config, pack)
+        click.echo(f"wrote   {pack}: copy it to the device, run 'python {pack.name}/probe.py {pack.name}' there")
+        return
+    found = profile_network(config)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+
+
+@cli.command()
 @click.option("--dvc", is_flag=True, help="Write dvc.yaml, for `dvc repro`.")
 @click.option("--github", is_flag=True, help="Write .github/workflows/atopipe.yml, which runs and uploads the report.")
 @click.option(

@@ -10,6 +10,7 @@ from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.summary import both_readings
 from atopipe.pipeline.report.terminal import QuietDisplay
+from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import scaled
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def _inspect(config: Config, workspace: Workspace) -> Inspection:
     started = time.perf_counter()
     groups = workspace.groups(model)
     costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
+    if config.target_latency is not None:
+        raise UsageError("inspect knows FLOPs and parameters: see 'atopipe profile' for what latency is reachable")
     budgets = [Budget(costs[name], target.limit(costs[name].dense)) for name, target in config.targets.items()]
     align = config.recipe.align
     if budgets:

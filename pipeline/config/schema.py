@@ -90,12 +90,22 @@ class GateSettings(Section):
     max_variant_drop: Annotated[float, within("gates.max_variant_drop")] = 0.02
 
 
+class DeploymentSettings(Section):
+    """Where latency counts: ONNX Runtime's `provider`, its `threads`, and images per run."""
+
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    threads: Annotated[int, within("deployment.threads")] = 1
+    batch: Annotated[int, within("deployment.batch")] = 1
+
+
+LatencySetting = Annotated[Target, PlainValidator(Target.parse_latency), PlainSerializer(Target.plain)] | None
 TargetSetting = Annotated[Target, PlainValidator(Target.parse), PlainSerializer(Target.plain)] | None
 
 
 class Config(Section):
     """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
+    `latency_table`: what another device measured of a pack; `deployment`: where latency is measured and limited.
     `baseline`: train the dense network too, to compare with; `variants`: formats to try, fp32 included, a list or
     separated by commas; `gates`: what must be reached; `checkpoint_minutes`: at most so much training is lost.
     """
@@ -103,6 +113,9 @@ class Config(Section):
     model: ModelSettings
     target_flops: TargetSetting = None
     target_params: TargetSetting = None
+    target_latency: LatencySetting = None
+    latency_table: str | None = None
+    deployment: DeploymentSettings = DeploymentSettings()
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
     baseline: bool = False
@@ -147,7 +160,8 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
-        return {key: value for key, value in self.resolved().items() if key not in HOW_NOT_WHAT}
+        without = HOW_NOT_WHAT if self.target_latency else HOW_NOT_WHAT | {"deployment", "latency_table"}
+        return {key: value for key, value in self.resolved().items() if key not in without}
 
     def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
         """The part of the configuration with these names: what a stage depends on."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters"}  # as users know them
+COST_NAMES: Mapping[str, str] = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}  # as users know them
 TARGETS: Mapping[str, str] = {f"target_{cost}": cost for cost in COST_NAMES}
 TARGET_HELP = (
     "0.3 or 30%: keep at most 30 % of the dense network's FLOPs, prune 70 %; "
@@ -103,6 +103,41 @@ TRAINING = (
         "TARGET",
         "The same for parameters (0.4, 40%, 4M); both may be given.",
         kind=TARGET.format("parameters", "4M"),
+    ),
+    Setting(
+        "target_latency",
+        "--target-latency",
+        "TARGET",
+        "The same for latency (0.4, 40%, 8ms), kept by measurement where the mask is frozen.",
+        kind=TARGET.format("latency", "8ms"),
+    ),
+    Setting(
+        "latency_table",
+        "--latency-table",
+        "FILE",
+        "latency.json of the device to train for, see 'atopipe profile' (default: this machine is timed).",
+    ),
+    Setting(
+        "deployment.provider",
+        "--deploy-provider",
+        "NAME",
+        "Where latency counts: cpu (default), cuda or tensorrt.",
+    ),
+    Setting(
+        "deployment.threads",
+        "--deploy-threads",
+        "N",
+        "Threads of ONNX Runtime where latency counts (default 1).",
+        limits=Limits(1, 1024),
+        kind="a whole number",
+    ),
+    Setting(
+        "deployment.batch",
+        "--deploy-batch",
+        "N",
+        "Images per run where latency counts (default 1).",
+        limits=Limits(1, 4096),
+        kind="a whole number",
     ),
     Setting(
         "recipe.align",

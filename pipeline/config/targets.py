@@ -4,6 +4,8 @@ import math
 import re
 from dataclasses import dataclass, field
 
+MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+DURATION = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>us|ms|s)", re.IGNORECASE)
 UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 SMALLEST_AMOUNT = 1000  # below it, 30 was meant to be 30 %
 WRITTEN = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?:e(?P<power>[+-]?\d+))?\s*(?P<unit>[%KMGT]?)", re.IGNORECASE)
@@ -42,6 +44,23 @@ class Target:
         if value > 1:
             raise ValueError("it is neither a fraction nor an amount")
         return Target(value, is_fraction=True, written=f"{value:g}")
+
+    @staticmethod
+    def parse_latency(given: object) -> "Target":
+        """`0.4`, `40%` (a fraction above 0 and at most 1); `8ms`, `0.5s`, `900us` (an amount, in milliseconds).
+
+        Raises ValueError for anything else, a number above 1 without a unit included.
+        """
+        found = DURATION.fullmatch(given.strip()) if isinstance(given, str) else None
+        if found is None:
+            target = Target.parse(given)
+            if not target.is_fraction:
+                raise ValueError("it has no unit of time")
+            return target
+        value = float(found["number"]) * MILLISECONDS[found["unit"].lower()]
+        if value <= 0:
+            raise ValueError("it is out of range")
+        return Target(value, is_fraction=False, written=f"{value:g}ms")
 
     def plain(self) -> float | str:
         """What a file of settings holds; `parse` reads it back."""

@@ -95,6 +95,8 @@ def _images(run: RunDirectory) -> int:
 
 def _figures(metrics: Mapping[str, float]) -> Iterator[Figure]:
     for cost, name in COST_NAMES.items():
+        if f"{cost}.shrunk" not in metrics:
+            continue
         kept = f"of the {name} kept: {scaled(metrics[f'{cost}.shrunk'])} of {scaled(metrics[f'{cost}.dense'])}"
         yield Figure(f"{100 * metrics[f'{cost}.ratio']:.1f} %", kept)
     if "latency.ratio" in metrics:

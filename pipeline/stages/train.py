@@ -15,20 +15,22 @@ from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
 from atopipe.pipeline.rundir.layout import STARTING_WEIGHTS
+from atopipe.pipeline.stages.profile.measure import mask_choice
+from atopipe.pipeline.stages.profile.table import latency_cost
 from atopipe.pipeline.system.files import write_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
+    from atopipe.ato.search.budget import Budget
+    from atopipe.ato.search.cost import Cost
 
 
 NAMED = 2  # unprunable widths that are named before training; `atopipe inspect` names all
 
 
 def run(context: Context) -> dict[str, float]:
-    from atopipe.ato.search.budget import Budget
-    from atopipe.ato.search.cost import COSTS
     from atopipe.ato.training.trainer import train
 
     config, workspace = context.config, context.workspace
@@ -36,17 +38,14 @@ def run(context: Context) -> dict[str, float]:
     workspace.train_batches()  # refused before the network is traced if they are too large
     model = workspace.first_model()
     groups = _groups(context, model)
-    budgets = [
-        Budget(cost := COSTS[name](model, groups, workspace.example), target.limit(cost.dense))
-        for name, target in config.targets.items()
-    ]
+    budgets = _budgets(context, model, groups)
     dense = {budget.cost.name: budget.cost.dense for budget in budgets}
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets, dense)}")
     if config.preflight:
         context.display.say(f"preflight ok: {workspace.rehearse(model, groups, budgets).as_text()}")
 
-    execution = workspace.execution(model)
+    execution, choose = workspace.execution(model), mask_choice(context, model, groups, budgets)
     with training_session(context) as (batches, checkpointer, report):
         trained = train(
             model.to(workspace.device),
@@ -58,6 +57,7 @@ def run(context: Context) -> dict[str, float]:
             generator=workspace.generator(Stream.TRAINING),
             report=report,
             execution=execution,
+            choose=choose,
             checkpointer=checkpointer,
         )
     if workspace.job.rank > 0:
@@ -80,6 +80,26 @@ def _groups(context: Context, model: "nn.Module") -> "Groups":
     return Groups.from_json(broadcast_bytes(found.encode()).decode())
 
 
+def _budgets(context: Context, model: "nn.Module", groups: "Groups") -> "list[Budget]":
+    """One for each target; latency has its cost from the table of stage profile."""
+    from atopipe.ato.search.budget import Budget
+    from atopipe.ato.search.cost import COSTS
+
+    budgets: list[Budget] = []
+    for name, target in context.config.targets.items():
+        cost: Cost
+        if name == "latency":
+            cost, error = latency_cost(context, model, groups)
+            context.display.say(
+                f"fitted  latency, off by {100 * error.mean:.1f} % on average and {100 * error.largest:.1f} % at most "
+                f"on {error.networks} networks it has not seen"
+            )
+        else:
+            cost = COSTS[name](model, groups, context.workspace.example)
+        budgets.append(Budget(cost, target.limit(cost.dense)))
+    return budgets
+
+
 def _save_masks(context: Context, groups: "Groups", mask: "Tensor") -> None:
     parts = groups.split(mask.cpu().bool())
     masks = {group_set.name: part for group_set, part in zip(groups.sets, parts, strict=True)}
@@ -99,6 +119,7 @@ def _described(groups: "Groups") -> str:
 STAGE = Stage(
     name="train",
     run=run,
+    inputs=("profile",),
     settings=("model", "data", *TARGETS, "recipe", "seed", "device"),
     libraries=("torch", "torchvision", "torch-pruning", "numpy"),
     distributed=True,

@@ -1,6 +1,6 @@
 """The gates of a run: what every delivered model must reach, and what the user asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -101,7 +101,8 @@ def standing_gates(context: Context, found: Findings) -> "list[Gate]":
         Gate("parity.max_rel_diff", parity.max_rel_diff, parity.tolerance),
         Gate("parity.float64_rel_diff", parity.float64_rel_diff, parity.tolerance),
         Gate("parity.rounding_ratio", parity.rounding_ratio, ROUNDING_LIMIT),
-        *(_target_gate(cost, target, counted) for cost, target in context.config.targets.items()),
+        *(_target_gate(cost, target, counted) for cost, target in context.config.targets.items() if cost != "latency"),
+        *_latency_gate(context, found),
         found.majority,
         Gate("accuracy.onnx_images_off", abs(onnx.correct - shrunk.correct), images_off_limit(onnx.count)),
     ]
@@ -113,6 +114,26 @@ def _target_gate(cost: str, target: Target, counted: Mapping[str, float]) -> "Ga
 
     name = f"{cost}.ratio" if target.is_fraction else f"{cost}.shrunk"
     return Gate(name, counted.get(name), target.value)
+
+
+def _latency_gate(context: Context, found: Findings) -> "Iterator[Gate]":
+    """The budget in latency, held on the bad end of the interval; undecided where another device has to say."""
+    from atopipe.validate.gates import Gate
+
+    target, because = context.config.target_latency, found.inconclusive_because
+    if target is None:
+        return
+    if context.config.latency_table is not None:
+        because = "it is a promise for another device: run the bundle's infer.py --bench there, and add what it prints"
+    if target.is_fraction:
+        ratio = found.latency.ratio
+        interval = (ratio.low, ratio.high) if ratio else None
+        value = ratio.estimate if ratio else None
+        yield Gate("latency.ratio", value, target.value, interval=interval, inconclusive_because=because)
+    else:
+        shrunk = found.latency.second
+        name, interval = "latency.shrunk_p50_ms", shrunk.interval_ms
+        yield Gate(name, shrunk.p50_ms, target.value, interval=interval, inconclusive_because=because)
 
 
 def chosen_gates(context: Context, found: Findings) -> "list[Gate]":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.settings import TARGETS
+from atopipe.pipeline.engine.deployment import enough_images, session_arguments
 from atopipe.pipeline.engine.networks import accuracy_of, load_dense, load_shrunk, load_trained
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
@@ -102,12 +103,14 @@ def _inconclusive_because(
     """Why nothing can be decided by the latency: too busy a machine, or one that fails an A/A test."""
     from atopipe.validate.latency import AATest, time_interleaved
 
-    limits = (context.config.gates.min_speedup, context.config.gates.max_latency_ms)
+    limits = (context.config.gates.min_speedup, context.config.gates.max_latency_ms, context.config.target_latency)
     decides = context.config.has_variants or any(limit is not None for limit in limits)
     if latency.inconclusive_because is not None or not decides:
         return latency.inconclusive_because
     share = context.config.validation.latency_s / 2
-    timings = time_interleaved([model, model], images, seed=context.config.seed, budget_s=share)
+    deployment = context.config.deployment
+    images, arguments = enough_images(images, deployment), session_arguments(deployment)
+    timings = time_interleaved([model, model], images, **arguments, seed=context.config.seed, budget_s=share)
     return AATest(timings.compare(0, 1)).inconclusive_because
 
 
@@ -141,6 +144,6 @@ STAGE = Stage(
     name="validate",
     run=run,
     inputs=("train", "baseline", "shrink", "export", "quantize"),
-    settings=("model", "data", *TARGETS, "baseline", "variants", "gates", "seed", "validation"),
+    settings=("model", "data", *TARGETS, "baseline", "variants", "gates", "seed", "validation", "deployment"),
     libraries=("torch", "torchvision", "onnxruntime", "numpy"),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config.schema import FULL
+from atopipe.pipeline.engine.deployment import enough_images, session_arguments
 from atopipe.pipeline.engine.networks import accuracy_of
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.rundir.layout import DENSE, MODEL, file_of
@@ -107,7 +108,9 @@ def timed(
     files = {variant.name: variant.file for variant in variants if variant.file is not None}
     models = [context.input("export", DENSE), context.input("export", MODEL), *files.values()]
     budget = context.config.validation.latency_s * len(models) / 2
-    timings = time_interleaved(models, images, seed=context.config.seed, budget_s=budget)
+    deployment = context.config.deployment
+    images, arguments = enough_images(images, deployment), session_arguments(deployment)
+    timings = time_interleaved(models, images, **arguments, seed=context.config.seed, budget_s=budget)
     latencies = {name: timings.compare(1, position) for position, name in enumerate(files, start=2)}
     return timings.compare(0, 1), [replace(variant, latency=latencies.get(variant.name)) for variant in variants]
 

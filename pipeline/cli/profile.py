@@ -1,0 +1,94 @@
+"""`atopipe profile`: a pack for a device to time, or what this machine makes of the network's widths."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.engine.workspace import Workspace
+from atopipe.pipeline.report.tables import aligned
+from atopipe.pipeline.report.terminal import QuietDisplay
+from atopipe.pipeline.stages.profile.pack import make_pack
+from atopipe.pipeline.stages.profile.stage import timed_here
+from atopipe.pipeline.stages.profile.table import check_table, fitted_cost, read_table
+from atopipe.pipeline.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from atopipe.ato.search.latency import HeldOutError
+
+LAYERS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer of the dense network takes: milliseconds, and shares of all layers' time and FLOPs."""
+
+    name: str
+    ms: float
+    time_share: float
+    flops_share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`minimum`: the smallest reachable latency, a fraction of `dense_ms`; `error`: of the fit, on unseen networks."""
+
+    where: str
+    dense_ms: float
+    minimum: float
+    error: "HeldOutError"
+    layers: tuple[LayerTime, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The layers that take most time beside what they cost in FLOPs, and what is reachable."""
+        rows = [("layer", "ms", "of the time", "of the FLOPs")]
+        rows += [(n.name, f"{n.ms:.3f}", f"{n.time_share:.1%}", f"{n.flops_share:.1%}") for n in self.layers]
+        reach = f"reachable: {self.minimum:.3f} to 1 of the dense {self.dense_ms:.3g} ms ({self.where})"
+        error = f"{100 * self.error.mean:.1f} % on average, {100 * self.error.largest:.1f} % at most"
+        return "\n".join([aligned(rows), "", reach, f"fit: off by {error} on {self.error.networks} unseen networks"])
+
+
+def write_device_pack(config: Config, folder: Path) -> None:
+    """Fills a new folder with what a device has to time; UsageError where there is something in it already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--pack '{folder}' is not an empty folder: choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    make_pack(Workspace(config, QuietDisplay()), folder)
+
+
+def profile_network(config: Config) -> Profile:
+    """What this machine, or the device of the configuration's table, makes of the network's widths."""
+    from atopipe.ato.search.selection import reachable_minimum
+
+    workspace = Workspace(config, QuietDisplay())
+    with TemporaryDirectory() as scratch, workspace.limited_threads():
+        pack = make_pack(workspace, Path(scratch))
+        table = read_table(config.latency_table) if config.latency_table else timed_here(config, Path(scratch))
+        check_table(table, pack, config.latency_table or "made here")
+        model = workspace.new_model()
+        groups = workspace.groups(model)
+        cost, error = fitted_cost(pack, table, model, groups)
+        return Profile(
+            where=f"{table['processor']}, threads {table['threads']}, batch {table['batch']}",
+            dense_ms=table["networks"][0]["ms"],
+            minimum=reachable_minimum(groups, cost, config.recipe.align),
+            error=error,
+            layers=_costliest(table["networks"][0]["layers"], _layer_flops(workspace)),
+        )
+
+
+def _costliest(times: dict[str, float], flops: dict[str, float]) -> tuple[LayerTime, ...]:
+    whole, counted = sum(times.values()), sum(flops.values())
+    names = sorted(times, key=times.__getitem__, reverse=True)[:LAYERS_SHOWN]
+    return tuple(LayerTime(n, times[n], times[n] / whole, flops.get(n, 0.0) / counted) for n in names)
+
+
+def _layer_flops(workspace: Workspace) -> dict[str, float]:
+    """FLOPs of each layer of the dense network, for one image."""
+    from atopipe.ato.search.cost import flops_of_layers
+
+    return flops_of_layers(workspace.new_model(), workspace.example)
