@@ -69,13 +69,15 @@ def run(
     *,
     stages: Selection = ALL,
     force: bool = False,
+    update: bool = False,
     display: Display = QUIET,
     trackers: Sequence[str] = (),
 ) -> Outcome:
     """Runs `config` in `directory`, which is new or holds the same run; complete and unchanged stages are skipped.
 
-    `force`: run every stage again, and replace a run of another configuration. `display`: is told what happens.
-    `trackers`: names of `tracking.mirror.NEEDS` in which the run is mirrored.
+    `force`: run every stage again, and replace a run of another configuration. `update`: let a run of another
+    configuration take on this one, and run again what that changes. `display`: is told what happens. `trackers`: names
+    of `tracking.mirror.NEEDS` in which the run is mirrored.
 
     Raises a subclass of AtopipeError, whose message is one sentence: UsageError for what cannot work, MissingError for
     what is not there or a directory that another process works in, Interrupted. Works in any thread; outside the main
@@ -93,10 +95,10 @@ def run(
         if together:
             _take_part(job, config, chosen, forced)
         return Outcome(root, {})
-    RunDirectory.check(root, config, force=force)
-    afresh = force or stages.first == STAGES[0].name
+    RunDirectory.check(root, config, force=force or update)
     with exclusive(root, display):
-        found = RunDirectory.create(root, config, force=force)
+        afresh = force or stages.first == STAGES[0].name or RunDirectory.holds_another(root, config)
+        found = RunDirectory.create(root, config, force=force or update)
         with mirrored(found, trackers, force=afresh, say=display.say):
             return _carry_out(job if together else Job(), found, chosen, forced, display)
 

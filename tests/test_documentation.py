@@ -36,7 +36,9 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-METRIC = re.compile(r"(?!.*\.json$)(?:flops|params|size|lossless|parity|accuracy|latency|memory|time)\.[a-z0-9_]+")
+METRIC = re.compile(
+    r"(?!.*\.(?:json|yaml)$)(?:flops|params|size|lossless|parity|accuracy|latency|memory|time)\.[a-z0-9_]+"
+)
 REFUSED = re.compile(r"^\$ (atopipe .*)\n(atopipe: .*)\n", re.MULTILINE)
 EPOCH = re.compile(
     r"^epoch +(?P<epoch>\d+)/(?P<epochs>\d+) +(?P<phase>\w+) +loss (?P<loss>\S+) +"

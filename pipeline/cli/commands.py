@@ -267,9 +267,8 @@ def profile(pack: Path | None, as_json: bool, **options: Given) -> None:
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    default="atopipe.yaml",
     metavar="FILE",
-    help="Settings of the run (default atopipe.yaml); created if it does not exist.",
+    help="Settings of the run, created if the file does not exist (default params.yaml with --dvc, else atopipe.yaml).",
 )
 @click.option(
     "--output",
@@ -278,17 +277,24 @@ def profile(pack: Path | None, as_json: bool, **options: Given) -> None:
     metavar="DIR",
     help="The run directory (default runs/atopipe).",
 )
+@click.option(
+    "--install",
+    "requirement",
+    metavar="SOURCE",
+    help="What the workflow's pip installs atopipe from (default: where this one was installed from).",
+)
 @click.option("--force", is_flag=True, help="Replace dvc.yaml and the workflow; never replaces the settings.")
-def init(dvc: bool, github: bool, config: Path, output: Path, force: bool) -> None:
+def init(dvc: bool, github: bool, config: Path | None, output: Path, requirement: str | None, force: bool) -> None:
     """Write a dvc.yaml or a GitHub Actions workflow that runs atopipe with the gates of a configuration file.
 
     \b
     Example:  atopipe init --dvc
-              atopipe init --github --config photos.yaml
+              atopipe init --github --config photos.yaml --install ./vendor/atopipe
     """
     from atopipe.pipeline.cli.init import write_starters
 
     if not (dvc or github):
         raise UsageError("atopipe init needs --dvc, --github or both")
-    for path in write_starters(config, output, dvc=dvc, github=github, force=force):
+    config = config or Path("params.yaml" if dvc else "atopipe.yaml")
+    for path in write_starters(config, output, dvc=dvc, github=github, force=force, requirement=requirement):
         click.echo(f"wrote   {path}")

@@ -25,6 +25,11 @@ def directory_options(command: Command) -> Command:
     options = [
         *map(_option, STARTING),
         _given("--output", metavar="DIR", help="Run directory (default runs/MODEL-DATA-TARGET-SEED)."),
+        click.option(
+            "--update",
+            is_flag=True,
+            help="Change the settings of an existing run: the stages they concern run again, the others are skipped.",
+        ),
         click.option("--tensorboard", is_flag=True, help="Log to the run's folder tensorboard/."),
         click.option("--mlflow", is_flag=True, help="Log to MLflow (default ./mlflow.db)."),
     ]

@@ -28,10 +28,10 @@ def start(names: Sequence[str] | None, output: str | None, options: Mapping[str,
     selection = Selection(None if names is None else tuple(names), chosen.first, chosen.last)
     if this_job().rank > 0:
         if not chosen.dry:
-            run(config, root, stages=selection, force=chosen.force)
+            run(config, root, stages=selection, force=chosen.force, update=chosen.update)
         return
     _require_another_place(root, chosen)
-    RunDirectory.check(root, config, force=chosen.force)
+    RunDirectory.check(root, config, force=chosen.may_replace)
     if chosen.dry:
         show_plan(RunDirectory(root, config), selection, chosen)
         return
@@ -61,14 +61,22 @@ def report_with(device: Path, root: Path, options: Mapping[str, Given]) -> None:
 
 
 def _run(config: Config, root: Path, selection: Selection, chosen: RunOptions, display: Display) -> Outcome:
-    return run(config, root, stages=selection, force=chosen.force, display=display, trackers=chosen.trackers)
+    return run(
+        config,
+        root,
+        stages=selection,
+        force=chosen.force,
+        update=chosen.update,
+        display=display,
+        trackers=chosen.trackers,
+    )
 
 
 def _reproduce(config: Config, root: Path, selection: Selection, chosen: RunOptions, display: Display) -> Outcome:
     """The run, and how what it runs on and what comes out compare with the manifest."""
     manifest = read_manifest(Path(str(chosen.manifest)))
     with exclusive(root, display):
-        for difference in differing(manifest, RunDirectory.create(root, config, force=chosen.force)):
+        for difference in differing(manifest, RunDirectory.create(root, config, force=chosen.may_replace)):
             display.say(f"differs {difference}")
     try:
         return _run(config, root, selection, chosen, display)

@@ -24,19 +24,26 @@ from atopipe.pipeline.tracking.mirror import NEEDS
 class RunOptions:
     """The options of a command that are no settings of the run.
 
-    `as_json`, `quiet`: what is printed; `force`, `first`, `last`: which stages run; `dry`: none does; `manifest`: the
-    file that describes the run; `tensorboard`, `mlflow`: where it is mirrored.
+    `as_json`, `quiet`: what is printed; `force`, `first`, `last`: which stages run; `update`: an existing run may take
+    on other settings; `dry`: no stage runs; `manifest`: the file that describes the run; `tensorboard`, `mlflow`: where
+    it is mirrored.
     """
 
     as_json: bool = False
     quiet: bool = False
     force: bool = False
+    update: bool = False
     first: str | None = None
     last: str | None = None
     dry: bool = False
     manifest: str | None = None
     tensorboard: bool = False
     mlflow: bool = False
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether the output may hold a run of another configuration."""
+        return self.force or self.update
 
     @property
     def trackers(self) -> list[str]:

@@ -37,11 +37,16 @@ class RunDirectory:
         if root.exists() and not root.is_dir():
             raise UsageError(f"output '{root}' is a file: choose another --output")
         if (root / "config.yaml").exists():
-            if not force and _holds_work(root) and cls.open(root).config.identity() != config.identity():
-                remedy = "choose another --output, or --force to replace it"
+            if not force and cls.holds_another(root, config):
+                remedy = "choose another --output, --update to change its settings, or --force to replace it"
                 raise UsageError(f"output '{root}' belongs to another configuration: {remedy}")
         elif root.exists() and any(entry.name not in LOCK_FILES for entry in root.iterdir()):
             raise UsageError(f"output '{root}' is not empty and not a run of atopipe: choose another --output")
+
+    @classmethod
+    def holds_another(cls, root: Path, config: Config) -> bool:
+        """Whether stages in `root` have been run with settings that make it another run than `config`."""
+        return _holds_work(root) and cls.open(root).config.identity() != config.identity()
 
     @classmethod
     def create(cls, root: Path, config: Config, *, force: bool = False) -> "RunDirectory":

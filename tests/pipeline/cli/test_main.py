@@ -217,7 +217,7 @@ def test_another_configurations_folder_is_refused(capsys: pytest.CaptureFixture[
     said(capsys, "run", "--target-flops", "0.3", *argv)
     (here / "out/stages/train").mkdir(parents=True)
     code, line = said(capsys, "run", "--target-flops", "0.4", *argv)
-    remedy = "choose another --output, or --force to replace it"
+    remedy = "choose another --output, --update to change its settings, or --force to replace it"
     assert (code, line) == (2, f"atopipe: output 'out' belongs to another configuration: {remedy}")
 
 

@@ -227,7 +227,7 @@ def test_another_configuration_is_refused_unless_forced(run: RunDirectory) -> No
     complete(run, FIRST)
     with pytest.raises(UsageError) as caught:
         RunDirectory.create(run.root, config(seed=1))
-    remedy = "choose another --output, or --force to replace it"
+    remedy = "choose another --output, --update to change its settings, or --force to replace it"
     assert str(caught.value) == f"output '{run.root}' belongs to another configuration: {remedy}"
     assert RunDirectory.open(run.root).config.seed == 0
     RunDirectory.create(run.root, config(seed=1), force=True)
