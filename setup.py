@@ -12,6 +12,12 @@ HERE = Path(__file__).parent
 GPU = "sys_platform in 'linux win32' and platform_machine in 'x86_64 AMD64'"
 CPU_ONLY = "sys_platform not in 'linux win32' or platform_machine not in 'x86_64 AMD64'"
 
+EXTRAS = {
+    "timm": ["timm>=1.0.15"],
+    "tensorboard": ["tensorboard>=2.16"],
+    "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2", "alembic>=1.10"],
+}
+
 setup(
     name="atopipe",
     version="0.1.0",
@@ -50,12 +56,16 @@ setup(
         "pillow>=10",
     ],
     extras_require={
-        "timm": ["timm>=1.0.15"],
-        "tensorboard": ["tensorboard>=2.16"],
-        "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2", "alembic>=1.10"],
+        **EXTRAS,
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "check-jsonschema>=0.30",
+            "dvc>=3.50",
+            *EXTRAS["timm"],
+            *EXTRAS["tensorboard"],
+            *EXTRAS["mlflow"],
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.15",

@@ -1,6 +1,7 @@
 """One finished run of the tiny network, and copies of it for the tests that damage it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ settings.register_profile("soak", max_examples=400, deadline=None, database=None
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = furnish(tmp_path_factory.mktemp("original"))
-    with working_in(folder):
-        assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
-    return folder
+def original(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    def fill(folder: Path) -> None:
+        with working_in(furnish(folder)):
+            assert main(["run", "--config", "config.yaml", "--output", "out", "--quiet"]) in (0, 3, 4)
+
+    return made_once("original", fill)
 
 
 @pytest.fixture

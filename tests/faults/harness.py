@@ -31,6 +31,7 @@ model: tiny_for_faults:net
 target_flops: 0.6
 recipe: {{epochs: 6, batch_size: 32, align: 1}}
 validation: {{latency_s: 0.1}}
+preflight: false
 checkpoint_minutes: {INTERVAL_MINUTES}
 threads: 1
 device: cpu

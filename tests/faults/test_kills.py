@@ -1,5 +1,6 @@
 """A run that is killed at any moment ends, when it is started again, in the bytes of one that was not."""
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,12 +20,22 @@ def whole(place: Path) -> float:
     return finish(place, "whole")
 
 
+def trained(place: Path, output: str) -> None:
+    """A run in `output` that has come as far as its training."""
+    shutil.copytree(place / "whole", place / output, ignore=shutil.ignore_patterns("events.jsonl", "bundle*"))
+    for stage in (place / output / "stages").iterdir():
+        if stage.name not in ("train", "shrink"):
+            shutil.rmtree(stage)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("event", "stage"), [("checkpoint", ""), ("stage started", "validate")])
 def test_a_killed_run_that_is_started_again_is_as_if_it_had_not_been(
     place: Path, whole: float, event: str, stage: str
 ) -> None:
     output = f"killed-{stage or event}"
+    if stage:
+        trained(place, output)
     process = start(place, output)
     wait_for(process, place / output, event, **({"stage": stage} if stage else {}))
     process.kill()
@@ -38,6 +49,7 @@ def test_a_killed_run_that_is_started_again_is_as_if_it_had_not_been(
 @pytest.mark.parametrize("stage", ["export", "bundle"])
 def test_a_stage_that_is_told_to_end_does_so_and_is_done_again(place: Path, whole: float, stage: str) -> None:
     output = f"told-{stage}"
+    trained(place, output)
     process = start(place, output)
     wait_for(process, place / output, "stage started", stage=stage)
     process.send_signal(signal.SIGTERM)

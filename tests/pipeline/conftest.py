@@ -2,11 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from atopipe.pipeline.cli.main import main
+
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 NET = """
 from torch import nn
@@ -45,19 +49,19 @@ device: cpu
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(made_once: MadeOnce) -> Path:
     """A folder with the network, its configuration, and the run in `out`."""
-    return complete(tmp_path_factory.mktemp("finished"), "tiny_for_all", NET, CONFIG)
+    return made_once("finished", lambda folder: complete(folder, "tiny_for_all", NET, CONFIG))
 
 
 @pytest.fixture(scope="session")
-def finished_with_variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_with_variants(made_once: MadeOnce) -> Path:
     """The same of a network with variants."""
-    folder = tmp_path_factory.mktemp("variants")
-    return complete(folder, "tiny_with_variants", NET_WITH_VARIANTS, CONFIG_WITH_VARIANTS)
+    fill = partial(complete, name="tiny_with_variants", net=NET_WITH_VARIANTS, config=CONFIG_WITH_VARIANTS)
+    return made_once("variants", fill)
 
 
-def complete(folder: Path, name: str, net: str, config: str) -> Path:
+def complete(folder: Path, name: str, net: str, config: str) -> None:
     before, path = Path.cwd(), sys.path.copy()
     (folder / f"{name}.py").write_text(net)
     (folder / "config.yaml").write_text(config)
@@ -67,4 +71,3 @@ def complete(folder: Path, name: str, net: str, config: str) -> Path:
     finally:
         os.chdir(before)
         sys.path[:] = path
-    return folder

@@ -223,7 +223,7 @@ def repository(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -248,6 +248,8 @@ def kept_flops() -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_spec("dvc") is None, reason="DVC is not installed")
 def test_dvc_runs_again_what_a_change_makes_necessary(repository: Path, here: Path) -> None:
     stages = [f"stages/{name}/{RESULT}" for name in ("train", "report")]
     dvc("repro")

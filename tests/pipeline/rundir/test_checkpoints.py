@@ -20,6 +20,7 @@ target_flops: 0.5
 data: {source: digits, input_size: 8}
 recipe: {epochs: 6, batch_size: 128, precision: float32}
 validation: {latency_s: 0.2}
+preflight: false
 checkpoint_minutes: 0
 threads: 1
 device: cpu
