@@ -50,7 +50,7 @@ class GroupSet:
 
 @dataclass(frozen=True)
 class Unprunable:
-    """A width of `size` channels that stays whole, and why.
+    """A width of `size` channels that is not pruned, and why.
 
     `layers` have it as their output. `final`: a closer look at parts of the network could not change it.
     """

@@ -1,4 +1,4 @@
-"""A run between two steps, as tensors and plain values: what must be kept to go on to the very same result."""
+"""A run between two steps, as tensors and plain values: what must be saved to resume to the same result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Snapshot:
     values: Mapping[str, Any]
 
     def part(self, name: str) -> "Snapshot":
-        """The inverse of `joined`: the part that was put in under this name."""
+        """The part that `joined` stored under this name."""
         start = f"{name}."
         tensors = {key.removeprefix(start): tensor for key, tensor in self.tensors.items() if key.startswith(start)}
         return Snapshot(tensors, self.values.get(name, {}))
@@ -65,7 +65,7 @@ def of_generators(generator: torch.Generator) -> Snapshot:
 
 
 def restore_generators(generator: torch.Generator, snapshot: Snapshot) -> None:
-    """The inverse of `of_generators`."""
+    """Restore the state of generators that `of_generators` saved."""
     generator.set_state(snapshot.tensors["own"])
     torch.set_rng_state(snapshot.tensors["cpu"])
     if "cuda" in snapshot.tensors and torch.cuda.is_available():

@@ -134,7 +134,7 @@ VARIANTS = {**ORIGINS, **WIDTHS, **SEARCH_DATA, **SETTINGS, **SENSITIVITY}
 
 
 def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, MakeSearch]:
-    """The data that the weights see, and what searches for the mask, with images of its own where that is asked for."""
+    """The data that the weights see, and what searches for the mask, with separate images if requested."""
     count, generator = len(data.train), torch.Generator().manual_seed(seed)
     seen = stratified(data.train.labels, round(variant.share * count), generator)
     search = variant.search

@@ -5,7 +5,7 @@
 
 CIFAR is a folder with train/<class>/ and test/<class>/ images, or cifar10:DIR with the official archive. Meant for a
 GPU: 200 epochs of ResNet-56 are hours on a CPU. Every run is a line of results/cifar10.jsonl; what is there is not run
-again, so an interrupted benchmark goes on where it was.
+again, so an interrupted benchmark resumes.
 """
 
 import time

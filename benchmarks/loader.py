@@ -95,7 +95,7 @@ def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> di
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""Masks for comparisons: rules and a controller with images of its own, each as what makes a search."""
+"""Masks for comparisons: rules, and a controller with separate images, each as a factory of a search."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ def looking_at(batches: Iterable[tuple[Tensor, Tensor]]) -> MakeSearch:
 
 @dataclass
 class Elsewhere:
-    """Another search with images of its own."""
+    """Another search with separate images."""
 
     search: MaskSearch
     batches: Iterator[tuple[Tensor, Tensor]]

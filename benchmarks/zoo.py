@@ -1,10 +1,10 @@
 """What of which architecture can be pruned: every classifier of torchvision and many of timm, one after the other.
 
     python benchmarks/zoo.py run              # resumable: what is in results/zoo.json is not measured again
-    python benchmarks/zoo.py run resnet50     # these only, anew
+    python benchmarks/zoo.py run resnet50     # these only, again
     python benchmarks/zoo.py table            # writes docs/reference/models.md from results/zoo.json
 
-Each model gets a process of its own, its default input size, ten classes and random weights. Groups are found and
+Each model gets a separate process, its default input size, ten classes and random weights. Groups are found and
 proven, random masks are drawn half-way between the dense and the smallest reachable FLOPs, the network is shrunk,
 compared in float64, exported, and compared in ONNX Runtime. A model that takes longer than the limit is stopped.
 """

@@ -1,4 +1,4 @@
-"""The nodes of an ONNX file, and the file cut off behind any of their outputs: to see what goes on inside a model."""
+"""The nodes of an ONNX file, and the file cut off behind any of their outputs: to inspect a model."""
 
 import math
 from collections.abc import Sequence

@@ -56,7 +56,7 @@ def export_onnx(
     """Write `model` (in evaluation mode, float32) to `path` as one self-contained ONNX file.
 
     Args:
-        model: the network, images [B, C, H, W] -> logits [B, K]; a copy is exported, this one stays as it is.
+        model: the network, images [B, C, H, W] -> logits [B, K]; a copy is exported; this one is not changed.
         example: images [B, C, H, W] of the size the network will see; only their shape matters.
         path: the file to write; it appears complete or not at all.
         opset: the ONNX operator set; the default runs in every ONNX Runtime from 1.14 (2023) on.
@@ -150,7 +150,7 @@ def root_cause(error: BaseException) -> str:
 def _clean(proto: ModelProto) -> None:
     """Leave only what a runtime needs: a file that depends on nothing but the network."""
     _clean_message(proto)
-    del proto.graph.value_info[:]  # inferred anew, in the order of the nodes
+    del proto.graph.value_info[:]  # inferred again, in the order of the nodes
     proto.producer_name, proto.producer_version = "atopipe", ""
     proto.ir_version = helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
 

@@ -1,4 +1,4 @@
-"""`from atopipe.pipeline import run, load_config`: the Python entrance, loaded when it is asked for."""
+"""`from atopipe.pipeline import run, load_config`: the Python entrance, loaded on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

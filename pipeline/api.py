@@ -136,7 +136,7 @@ def select(config: Config, selection: Selection, *, force: bool) -> tuple[list[S
 
 @contextmanager
 def exclusive(root: Path, display: Display) -> Iterator[None]:
-    """While active, the run is this process's, which puts away what it has begun when it is told to end."""
+    """While active, the run is this process's, which cleans up when it is asked to end."""
     with terminable(), locked(root) as note:
         if note:
             display.say(note)

@@ -1,6 +1,6 @@
 """What an ONNX model costs besides its latency: bytes of its file, time to load it, memory while it runs.
 
-Memory is that of a process of its own, so that neither the other model nor what the caller has loaded counts.
+Memory is measured in a separate process, so that neither the other model nor what the caller has loaded counts.
 """
 
 import json
@@ -22,7 +22,7 @@ REFUSALS = {3: SessionError, 4: ProviderError}  # exit codes of a process that s
 
 @dataclass(frozen=True)
 class Footprint:
-    """`memory_bytes`: what loading the model and running one image added to the peak of a process of its own."""
+    """`memory_bytes`: what loading the model and running one image added to the peak of a separate process."""
 
     file_bytes: int
     load_ms: float
@@ -30,7 +30,7 @@ class Footprint:
 
 
 def measure_footprint(model: Path, *, provider: str = CPU, threads: int = 1) -> Footprint:
-    """Load and run the model on one image in a process of its own, so that a crash of the runtime ends only that.
+    """Load and run the model on one image in a separate process, so that a crash of the runtime ends only that.
 
     Raises:
         SessionError: the file is no model that can be loaded and run there.

@@ -85,7 +85,7 @@ class Session:
         """
         try:
             logits = cast(NDArray[np.float32], self.runtime.run(None, {self.input_name: images})[0])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise SessionError(
                 f"the model cannot be run on {images.dtype} images of shape {list(images.shape)}: {_brief(error)}"
             ) from error
@@ -115,7 +115,7 @@ class Session:
         return run
 
     def _require_provider(self) -> None:
-        """ONNX Runtime may go on with another provider after a failure: its answers are not this one's."""
+        """ONNX Runtime may continue with another provider after a failure: its answers are not this one's."""
         now = self.runtime.get_providers()[0]
         if now != self.provider:
             raise ProviderError(
@@ -149,7 +149,7 @@ def open_session(
             providers=[(provider, _PROVIDER_OPTIONS.get(provider, {}))],
             enable_fallback=0,
         )
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise _explained(error, model, provider) from error
     if runtime.get_providers()[0] != provider:
         raise ProviderError(_not_usable(provider, f"ONNX Runtime chose {runtime.get_providers()[0]} instead"))

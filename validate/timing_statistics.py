@@ -25,7 +25,7 @@ class Interval:
 
 
 def undisturbed(wall: Floats, cpu: Floats, limit: float = PREEMPTED) -> Flags:
-    """Return which runs kept their processor throughout, from wall and processor time [N] in the same unit."""
+    """Return which runs were not preempted, from wall and processor time [N] in the same unit."""
     return np.asarray(wall <= limit * cpu)
 
 

@@ -116,7 +116,7 @@ def _total(counts: Iterator[int | None]) -> int | None:
 def _trace(module: nn.Module, call: Call) -> tuple[_Graph, Collection[Any]]:
     """The graph, and those of its operations through which inputs enter.
 
-    Inputs and outputs pass through an operation of their own, so that the graph shows where they take part.
+    Inputs and outputs pass through a separate operation, so that the graph shows where they take part.
     """
     entries = set()
 
@@ -146,7 +146,7 @@ def _counts(module: object) -> bool:
 def _follow(graph: _Graph, root: Any, entries: Collection[Any], limit: int) -> tuple[list[Coupled], bool]:
     """Every node that cutting outputs of `root` would cut, channel by channel.
 
-    The library's own walk derives all index mappings anew for every root, and does not end where a rolled image seems
+    The library's own walk derives all index mappings again for every root, and does not end where a rolled image seems
     to lead ever new channels round a loop. This one uses the mappings as they are, and stops where a channel meets one
     that follows another channel of the root, or where there are more than `limit`.
     """

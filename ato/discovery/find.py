@@ -16,7 +16,7 @@ def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -
     """The groups of `model` whose removal is proven not to change what the rest computes; `model` is not modified.
 
     `example`: one image [1, C, H, W]. First the whole network is read; then, level by level, those of its modules
-    which hold layers that were not understood or not proven. What stays whole is listed in `unprunable` with its
+    which hold layers that were not understood or not proven. What cannot be pruned is listed in `unprunable` with its
     reason; `proven_in_training` is false where outputs in training mode are random. Raises GraphError when the network
     does not give logits, NoGroupsError when nothing is left to prune.
     """
@@ -95,7 +95,7 @@ class _Search:
         """Every layer's width that is not proven, once, with the first reason that was found."""
         told = {layer for group_set in self.proven for layer in group_set.layers}
         left = []
-        unseen = [self._unseen(name, "it is not run as a layer of its own") for name in self.layers]
+        unseen = [self._unseen(name, "it is not called as a layer") for name in self.layers]
         for width in (*self.refused, *unseen):
             untold = [name for name in self.layers if name in width.layers and name not in told]
             if untold:

@@ -39,9 +39,9 @@ class Finding:
 
 
 class Probe:
-    """A network of random weights in float64, on which the removal of group sets is tried.
+    """A network of random weights in float64, on which the removal of group sets is tested.
 
-    `model` is not modified. Where it runs on smaller images than `example` [1, C, H, W] it is tried on those, which
+    `model` is not modified. Where it runs on smaller images than `example` [1, C, H, W] it is tested on those, which
     takes a fraction of the time and shows the same channels. Dropout layers are off; torch's global generator is used.
     `random_in_training`: some removal could not be judged in training mode.
     """

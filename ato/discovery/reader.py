@@ -32,7 +32,7 @@ class GraphReader:
     def read(self, scope: str, call: Call) -> list[GroupSet | Unprunable]:
         """The widths within the module `scope` ("": the whole network), when called with `call`.
 
-        A width that crosses the module's boundary stays whole. Raises GraphError where the module cannot be traced.
+        A width that crosses the module's boundary is not pruned. Raises GraphError where the module cannot be traced.
         """
         try:
             with limits(GRAPH_SECONDS, GRAPH_GIBIBYTES):

@@ -91,7 +91,7 @@ def select(tensor: Tensor, cut: Mapping[int, Tensor]) -> Tensor:
 
 
 def spread(small: Tensor, full: Tensor, cut: Mapping[int, Tensor]) -> Tensor:
-    """The inverse of `select`: a copy of `full` with `small` at the kept places."""
+    """Undo `select`: a copy of `full` with `small` at the kept places."""
     if not cut:
         return small.clone()
     grid = torch.meshgrid(*(cut.get(d, torch.arange(n)) for d, n in enumerate(full.shape)), indexing="ij")

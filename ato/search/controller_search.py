@@ -17,7 +17,7 @@ from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimiz
 
 
 class ControllerSearch:
-    """Scores are what the controller puts out; one call of `step` moves it forward and leaves the network as it is."""
+    """Scores are what the controller puts out; one call of `step` moves it forward and does not change the network."""
 
     def __init__(self, problem: SearchProblem) -> None:
         self.problem, self.settings = problem, problem.recipe.controller

@@ -89,7 +89,7 @@ class BilinearCost:
 def flops(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:
     """FLOPs for one image: two per multiply-accumulate of convolution and linear layers; nothing else is counted.
 
-    The projections of `nn.MultiheadAttention` are linear layers; they stay whole.
+    The projections of `nn.MultiheadAttention` are linear layers; they are not pruned.
 
     `example`: one image [1, C, H, W] that fixes the number of positions at which each layer works.
     """

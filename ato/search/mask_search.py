@@ -66,7 +66,7 @@ class MaskSearch(Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """All that was learnt, as it is now."""
+        """The current state of the search."""
         ...
 
     def restore(self, snapshot: Snapshot) -> None:

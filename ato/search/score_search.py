@@ -22,7 +22,7 @@ class ScoreSearch:
 
     @torch.no_grad()
     def scores(self) -> Tensor:
-        """What the rule says of the network as it is now, [G]."""
+        """The scores of the rule for the current network, [G]."""
         return self.score(self.problem)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> None:

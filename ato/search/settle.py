@@ -1,4 +1,4 @@
-"""Widths that hold a budget as it is measured, not only as a model of the cost says.
+"""Widths that hold a budget as measured, not only as modelled.
 
 A model of a measured cost is a few per cent off, and a promise is not. Latency does not depend on weights, so that the
 structure which the scores are worth can be measured at once: the limit that the model is given is corrected by what

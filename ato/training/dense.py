@@ -57,12 +57,12 @@ class DenseTrainer:
         return {}
 
     def snapshot(self) -> Snapshot:
-        """The whole run as it is now."""
+        """The current state of the whole run."""
         steps = Snapshot({}, {"finished": self.finished_steps})
         return joined(weights=self.weights.snapshot(), generators=of_generators(self.generator), steps=steps)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """The inverse, for a run that has not begun."""
+        """Load a snapshot into a run that has not started."""
         self.weights.restore(snapshot.part("weights"))
         self.finished_steps = snapshot.part("steps").values["finished"]
         restore_generators(self.generator, snapshot.part("generators"))

@@ -73,7 +73,7 @@ class TrainingRun(Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """The run as it is now."""
+        """The current state of the run."""
         ...
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -141,7 +141,7 @@ Report = Callable[[Progress | EpochRecord], None]
 
 @dataclass
 class _Epoch:
-    """An epoch that is going on; `seconds` were spent on it before the process that goes on with it began."""
+    """The current epoch; `seconds` were spent on it before this process resumed it."""
 
     number: int
     order: Tensor

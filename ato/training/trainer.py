@@ -206,7 +206,7 @@ def train(
 
     `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
     DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator. Where
-    `checkpointer` has a snapshot of this run, the run goes on from there, to the same result. `make_search`: where the
+    `checkpointer` has a snapshot of this run, it resumes from there, to the same result. `make_search`: where the
     mask comes from, if not from the search that the recipe names. `choose`: how scores become the frozen mask.
     """
     steps = recipe.epochs * len(train_batches)

@@ -54,7 +54,7 @@ class WeightTrainer:
             self.average.update_parameters(self.model)
 
     def cut(self, structure: Structure) -> None:
-        """Go on with the small network; moments and average carry over. The full network stays as it is."""
+        """Go on with the small network; moments and average carry over. The full-size network is not changed."""
         cuts, full, before = cut_tensors(self.model, structure), self.model, self.optimizer
         self.model = cut_model(copy.deepcopy(full), structure)
         self.forward = self.execution.prepare(self.model)
@@ -76,7 +76,7 @@ class WeightTrainer:
         return joined(**parts)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """The inverse, for a network of the same shapes."""
+        """Load a snapshot of a network of the same shapes."""
         self.model.load_state_dict(snapshot.part("model").tensors)
         restore_optimizer(self.optimizer, snapshot.part("optimizer"))
         if self.average is not None:

@@ -48,7 +48,7 @@ def write_starters(
 ) -> list[Path]:
     """Writes the files that are wanted, and `config` where there is none; returns what was written.
 
-    Nothing is written if one of them exists, except with `force`; an existing configuration always stays as it is, and
+    Nothing is written if one of them exists, except with `force`; an existing configuration is never changed, and
     so do the lines of an existing .gitignore. `requirement`: what pip installs atopipe from, see `workflow_text`.
     Raises UsageError for such a file, for a place outside the working directory, and for a bad configuration.
     """

@@ -38,7 +38,7 @@ class Set:
 
 @dataclass(frozen=True)
 class UnprunableWidth:
-    """A width of `size` channels that stays as it is, and why."""
+    """A width of `size` channels that is not pruned, and why."""
 
     name: str
     size: int

@@ -37,7 +37,7 @@ class ModelSettings(Section):
 
     `weights`: what to start from, a file or what `find_weights` knows: `default` or a tag of torchvision or timm.
     `keep_head`: whether their classifier is kept: only where it is for as many classes (None), always, or never.
-    `keep`, `only`: patterns of layers whose widths stay whole, or are the only ones that may not.
+    `keep`, `only`: patterns of layers that are not pruned, or that alone are.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Config(Section):
 
     @property
     def has_variants(self) -> bool:
-        """Whether the delivered network is tried in other formats than float32."""
+        """Whether variants in other formats than float32 are made."""
         return self.variants != (FULL,)
 
     def resolved(self) -> dict[str, Any]:

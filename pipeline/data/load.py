@@ -45,7 +45,7 @@ def load_data(
     interpolation: str = "bilinear",
     on_progress: OnProgress | None = None,
 ) -> "Data":
-    """The data set `source` names; `seed` and `val_fraction` split a source that has no validation part of its own.
+    """The data set `source` names; `seed` and `val_fraction` split a source without a validation part.
 
     `input_size` is the side of the square input, chosen from the images if absent; photographs are scaled by
     `interpolation` to cover `resize`, by default a little more than the input, and cut to it.

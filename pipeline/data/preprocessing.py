@@ -73,7 +73,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
-        """The inverse of `to_json`."""
+        """Read what `to_json` wrote."""
         values = json.loads(text)
         (height, width), (least_height, least_width) = values["size"], values["resize"]
         mean, std = tuple(values["mean"]), tuple(values["std"])

@@ -1,4 +1,4 @@
-"""A rehearsal on a network of random weights: is what a run does with it at the end possible at all?
+"""The preflight check, on random weights: do removal, export and parity work for this network?
 
 Masks drawn at random within the budgets are frozen, removed and proven lossless, and what is left is exported and
 compared in ONNX Runtime. It takes seconds, and fails before the first epoch rather than after the last.

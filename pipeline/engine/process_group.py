@@ -26,7 +26,7 @@ LOST = "a process of this training job died or was stopped: complete stages stay
 
 
 class ProcessLostError(MissingError):
-    """The job cannot go on without the process that is gone."""
+    """The job cannot continue without the lost process."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the stages of one process share: device, data, network. Loaded once, when first asked for."""
+"""What the stages of one process share: device, data, network. Loaded once, on first use."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -209,7 +209,7 @@ class Workspace:
 
         align, generator, name = self.config.recipe.align, self.generator(Stream.PREFLIGHT), self.config.model.name
         try:
-            with torch.random.fork_rng(devices=[]):  # a run with a rehearsal draws what one without draws
+            with torch.random.fork_rng(devices=[]):  # the check does not change the random numbers of the run
                 rehearsal = rehearse(model, groups, budgets, self.example, align=align, generator=generator)
         except (LossyError, ExportError, ParityError) as error:
             raise UsageError(f"model '{name}' fails the preflight check: {error}") from error

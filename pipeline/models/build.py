@@ -14,7 +14,7 @@ from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.text import did_you_mean, reason, written
 from atopipe.pipeline.system.user_code import find_factory, first_accepted, is_factory_name
 
-# These two return a tuple while they train, unless told not to, and warn about their future initialisation.
+# These two return a tuple while they train, unless switched off, and warn about their future initialisation.
 WITHOUT_AUXILIARY_HEADS: Mapping[str, object] = {"aux_logits": False, "init_weights": True}
 TIMM = "timm/"
 # By which factories take the number of classes; the usual ones first.

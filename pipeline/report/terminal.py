@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere, or nothing.
+"""What a person sees during a run: a live bar on a terminal, plain lines elsewhere, or nothing.
 
 rich is imported on first use: `atopipe --help` does without it.
 """

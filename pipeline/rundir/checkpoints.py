@@ -1,4 +1,4 @@
-"""Snapshots of a training run on disk, so that a run that was stopped goes on where it was.
+"""Snapshots of a training run on disk, so that an interrupted run resumes.
 
 A checkpoint is two files: the snapshot as safetensors and, written after it, a small JSON file with its digest and the
 key of the stage. What is damaged is reported and passed over; what belongs to another run is not looked at.
@@ -119,7 +119,7 @@ def packed(snapshot: "Snapshot") -> bytes:
 
 
 def unpacked(content: bytes) -> "Snapshot":
-    """The inverse of `packed`."""
+    """Unpack what `packed` wrote."""
     from safetensors.torch import load
 
     from atopipe.ato.snapshot import Snapshot

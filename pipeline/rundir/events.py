@@ -1,4 +1,4 @@
-"""events.jsonl as it is read back: what a run has been through, without attempts that were begun anew."""
+"""events.jsonl, read back: the history of a run, without attempts that were restarted."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -34,7 +34,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {"model": ("model code", "weights"), "d
 def fingerprints(config: Config, record: Path) -> dict[str, str]:
     """Name -> digest of the names and contents of its files, for what the configuration reads from outside.
 
-    `record` is a JSON file of what the last look saw; it is written anew where something has changed.
+    `record` is a JSON file of what the last look saw; it is rewritten if something has changed.
     """
     known = _known(record)
     found = {name: _look(files, known.get(name, {})) for name, files in _outside(config).items()}

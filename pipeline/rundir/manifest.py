@@ -1,4 +1,4 @@
-"""A manifest.json as the description of a run that can be done again, and held against the new one."""
+"""A manifest.json: the description of a run that can be repeated and compared."""
 
 from collections.abc import Iterator
 from pathlib import Path

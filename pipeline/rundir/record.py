@@ -25,7 +25,7 @@ class RunRecord:
 
     def __init__(self, root: Path, config: Config, stages: StageStore) -> None:
         self.root, self.config, self.stages = root, config, stages
-        self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # are told what goes into events.jsonl
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # receive what goes into events.jsonl
 
     def event(self, kind: str, **fields: object) -> None:
         """Appends what happened to events.jsonl, one JSON object per line."""

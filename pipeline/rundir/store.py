@@ -133,7 +133,7 @@ class StageStore:
             retired.rename(final)
 
     def checkpoints(self, stage: str) -> Path:
-        """Where an interrupted `stage` keeps what it goes on from."""
+        """Where an interrupted `stage` keeps its checkpoints."""
         return self.root / "checkpoints" / stage
 
     def drop_checkpoints(self, stage: str) -> None:

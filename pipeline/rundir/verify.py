@@ -1,4 +1,4 @@
-"""Is a run directory as its stages left it? Every file is held against a digest that was written down with it.
+"""Is a run directory intact? Every file is compared with its recorded digest.
 
 result.json     of every stage, sealed with its own digest: the digests of the stage's files, and of what it read
 manifest.json   sealed likewise: the digest of every result, and of the files beside the stages
@@ -13,7 +13,7 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import MANIFEST, RESULT, StageSpec
 from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json
 
-OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they say so themselves, or go on changing
+OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they contain their own digest, or keep changing
 GROWING = ("checkpoints", "tensorboard")
 NEVER = "missing: no command on this run has ended yet"
 BROKEN = "changed: it does not match its own digest"
@@ -88,7 +88,7 @@ def _union(files: Iterable[Digests]) -> Digests:
 
 
 def _differences(root: Path, expected: Digests, tolerated: Collection[str]) -> Iterator[Problem]:
-    """`tolerated`: copies of what is out of date, which may have been taken away or written anew."""
+    """`tolerated`: copies of what is out of date, which may have been removed or rewritten."""
     for name, digest in expected.items():
         if not (root / name).is_file():
             yield Problem(name, "missing")
@@ -101,6 +101,6 @@ def _differences(root: Path, expected: Digests, tolerated: Collection[str]) -> I
 
 
 def _belongs(name: str) -> bool:
-    """Whether a file without a digest may be there: of work that goes on or has been cut off, and results."""
+    """Whether a file without a digest may be there: of unfinished or interrupted work, and results."""
     parts = name.split("/")
     return name in OWN or parts[-1] == RESULT or parts[0] in GROWING or any(part.startswith(".") for part in parts)

@@ -1,6 +1,6 @@
 """Any exception as one sentence and one exit code.
 
-The leaves (`ato`, `export`, `validate`) raise exceptions of their own; `explain` maps those as well. They are named by
+The leaves (`ato`, `export`, `validate`) raise their own exceptions; `explain` maps those as well. They are named by
 string, so that reading this table loads none of the heavy libraries that the leaves need.
 """
 
@@ -40,7 +40,7 @@ NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 @dataclass(frozen=True)
 class Failure:
-    """What the user is told, and the exit code of the process."""
+    """The message to the user, and the exit code of the process."""
 
     message: str
     exit_code: int

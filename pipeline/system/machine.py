@@ -58,7 +58,7 @@ def peak_memory_bytes() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Begins the measurement of `peak_memory_bytes` anew, where the kernel lets the process do that."""
+    """Restarts the measurement of `peak_memory_bytes`, if the kernel allows it."""
     with suppress(OSError):
         CLEAR_REFS.write_text(PEAK_OF_RESIDENT_SIZE)
 

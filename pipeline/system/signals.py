@@ -37,12 +37,12 @@ class StopRequest:
 
 
 stop_requested = StopRequest()
-"""Whether this process was told to end: a library may make another error of the KeyboardInterrupt, or lose it."""
+"""Whether this process was asked to end: a library may make another error of the KeyboardInterrupt, or lose it."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While active, SIGTERM does what Ctrl-C does, so that a stage can put away what it has begun."""
+    """While active, SIGTERM does what Ctrl-C does, so that a stage can clean up."""
     stop_requested.made = False
     with handled_by(_interrupt, signal.SIGINT, signal.SIGTERM):
         yield

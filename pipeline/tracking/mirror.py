@@ -22,7 +22,7 @@ SETTLED = (GateFailed, Inconclusive)  # valid results, though not what was hoped
 
 
 class Tracker(Protocol):
-    """Where numbers go; being told the same twice changes nothing."""
+    """Where numbers go; the same value twice changes nothing."""
 
     def parameters(self, values: Mapping[str, str]) -> None: ...
     def epoch(self, stage: str, epoch: int, values: Mapping[str, float], seconds: float) -> None:
@@ -61,7 +61,7 @@ class Mirror:
         self._try(self.tracker.close, outcome, [root / name for name in FILES if (root / name).exists()])
 
     def _metrics(self, values: Mapping[str, float]) -> None:
-        """What the tracker has not been told yet."""
+        """Values that are new to the tracker."""
         fresh = {name: value for name, value in values.items() if self.told.get(name) != value}
         self.told |= fresh
         self._try(self.tracker.metrics, fresh, self.now)
@@ -80,7 +80,7 @@ class Mirror:
 def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Callable[[str], None]) -> Iterator[None]:
     """While active, what happens to `run` is mirrored in the trackers of these names.
 
-    `force`: training begins anew, so that what happened before does not belong to it. Raises MissingError where a
+    `force`: training starts from scratch, without the earlier history. Raises MissingError where a
     package is missing.
     """
     for name in names:

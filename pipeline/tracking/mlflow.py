@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import: MLflow reports its use unless told not to
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import: MLflow reports its use unless this is set
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table that it makes

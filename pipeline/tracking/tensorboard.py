@@ -1,4 +1,4 @@
-"""TensorBoard: the folder `tensorboard/` of a run, written anew by each process that mirrors it."""
+"""TensorBoard: the folder `tensorboard/` of a run, rewritten by each process that mirrors it."""
 
 import shutil
 from collections.abc import Mapping, Sequence

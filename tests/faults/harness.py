@@ -61,7 +61,7 @@ def furnish(folder: Path) -> Path:
 
 
 def start(folder: Path, output: str) -> "subprocess.Popen[str]":
-    """The whole chain as a process of its own."""
+    """The whole pipeline in a separate process."""
     command = [sys.executable, "-m", "atopipe.pipeline", "run", "--config", "config.yaml", "--output", output]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -35,7 +35,7 @@ mount -o remount,ro disk
 
 
 def may_mount() -> bool:
-    """Whether this process may mount a disk of its own, which nobody else sees."""
+    """Whether this process may mount a private disk."""
     if shutil.which("unshare") is None:
         return False
     tried = subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)  # noqa: S607

@@ -1,4 +1,4 @@
-"""What a model costs in a process of its own, and that what goes wrong there is told here."""
+"""What a model costs in a separate process, and that failures there are reported here."""
 
 import re
 from pathlib import Path

@@ -5,7 +5,7 @@
 
 Images are uint8 [N, C, H, W] with one channel (grey) or three (RGB), labels whole numbers [N] counted from 0; NumPy
 arrays or tensors. Where the function takes them, it is given `seed`, `input_size` and `val_fraction`. What does not fit
-in memory comes as an `atopipe.pipeline.data.dataset.Data` with an ImageStore of its own.
+in memory comes as an `atopipe.pipeline.data.dataset.Data` with its own ImageStore.
 """
 
 from collections.abc import Iterable, Sequence

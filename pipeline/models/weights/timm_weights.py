@@ -17,7 +17,7 @@ ON_THE_HUB = ("model.safetensors", "pytorch_model.bin")
 
 
 def tagged(model: str, weights: str) -> str:
-    """`timm/resnet18` with the tag `a1_in1k` -> `timm/resnet18.a1_in1k`; a name that has its tag stays as it is."""
+    """`timm/resnet18` with the tag `a1_in1k` -> `timm/resnet18.a1_in1k`; a name that has its tag is not changed."""
     return model if "." in model or weights.lower() == "default" else f"{model}.{weights}"
 
 

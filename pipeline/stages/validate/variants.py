@@ -84,7 +84,7 @@ def examine(context: Context, fp32: "Accuracy", images: "NDArray[np.float32]") -
 
 
 def _answers(context: Context, name: str, fp32: "Accuracy", images: "NDArray[np.float32]") -> Variant:
-    """Tried in a process of its own first: some float16 graphs make ONNX Runtime crash."""
+    """Run in a separate process first: some float16 graphs make ONNX Runtime crash."""
     from atopipe.validate.accuracy import flips
     from atopipe.validate.footprint import measure_footprint
     from atopipe.validate.session import open_session

@@ -166,7 +166,7 @@ def test_a_module_that_is_never_run_is_named(generator: torch.Generator) -> None
     model = Around(conv(16, 16))
     model.spare = nn.Linear(7, 7)
     reasons = {u.name: u.reason for u in found(model, generator).unprunable}
-    assert reasons["spare"] == "it is not run as a layer of its own"
+    assert reasons["spare"] == "it is not called as a layer"
 
 
 def test_the_projections_of_attention_are_counted(generator: torch.Generator) -> None:

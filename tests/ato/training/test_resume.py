@@ -27,7 +27,7 @@ PER_EPOCH = 5  # 20 steps: dense to 2, search to 7, decay to 9
 
 
 class Shuffled:
-    """Random images in an order of its own in every epoch."""
+    """Random images in a different order in every epoch."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(3)

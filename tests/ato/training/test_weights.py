@@ -113,7 +113,7 @@ def alone() -> Iterator[None]:
 
 @pytest.mark.usefixtures("alone")
 def test_the_cut_network_has_a_reducer_of_its_own_and_the_old_one_is_gone(residual: nn.Module, example: Tensor) -> None:
-    """A reducer that stayed would go on averaging gradients of the full network, and hold its memory."""
+    """A reducer that stayed would keep averaging gradients of the full network, and hold its memory."""
     plain = copy.deepcopy(residual)
     weights = trainer(residual, WeightSettings(), Execution(wrap=DistributedDataParallel))
     weights.step(IMAGES, LABELS, 0.01)

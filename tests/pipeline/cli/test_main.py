@@ -33,7 +33,7 @@ def nothing_to_prune(num_classes):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, without settings from outside."""
+    """A separate working directory, without settings from outside."""
     for name in [name for name in os.environ if name.startswith("ATOPIPE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The rehearsal: what a run does at the end is tried before the first epoch."""
+"""The preflight check: removal, export and parity before the first epoch."""
 
 import json
 import os

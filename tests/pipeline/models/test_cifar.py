@@ -96,7 +96,7 @@ def test_padded_shortcuts_leave_the_inside_of_the_blocks_prunable() -> None:
     groups = groups_of(build_model("resnet20", 10, {"shortcut": "padded"}))
     assert {s.name.rpartition(".")[2] for s in groups.sets} == {"conv1"}
     assert sorted(groups.sizes) == [16] * 3 + [32] * 3 + [64] * 3
-    assert {"stage2.2.conv2", "stage3.2.conv2"} <= {u.name for u in groups.unprunable}  # the stream stays whole
+    assert {"stage2.2.conv2", "stage3.2.conv2"} <= {u.name for u in groups.unprunable}  # the stream is not pruned
 
 
 def test_every_width_of_vgg_is_prunable() -> None:

@@ -14,7 +14,7 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.verify import Problem, verify
 from atopipe.pipeline.stages import STAGES
 
-NOT_VERIFIED = {"events.jsonl", "inputs.json", ".lock"}  # they go on growing, or can be made anew
+NOT_VERIFIED = {"events.jsonl", "inputs.json", ".lock"}  # they keep growing, or can be made again
 
 
 @pytest.fixture

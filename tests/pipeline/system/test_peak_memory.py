@@ -20,7 +20,7 @@ def test_the_parents_memory_does_not_count() -> None:
     assert large.all()
 
 
-@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the kernel does not let a process begin anew")
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the kernel does not let a process restart the measurement")
 def test_a_stage_begins_with_what_is_in_use() -> None:
     large = np.ones(LARGE, np.uint8)
     before = peak_memory_bytes()
