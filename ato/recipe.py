@@ -11,6 +11,9 @@ class WeightSettings:
     """How the network's weights are trained.
 
     The learning rate rises linearly over the first `warmup` (fraction of the run) and falls to zero along a cosine.
+    `decay_from`: where the cosine begins: right after the warm-up, or once a pruning run has cut its network, to keep
+    the rate high while weights make up for what is removed. `head_rate`: the learning rate of the layer that gives
+    the logits, as a multiple of the others'.
     `mixup`: alpha of its Beta distribution; `ema`: decay per step of the weights' moving average, which is then what
     is validated and delivered; `clip_norm`: largest norm of the whole gradient. 0 leaves out any of the three.
     """
@@ -20,6 +23,8 @@ class WeightSettings:
     weight_decay: float = 0.05
     momentum: float = 0.9
     warmup: float = 0.15
+    decay_from: Literal["warmup", "cut"] = "warmup"
+    head_rate: float = 1.0
     label_smoothing: float = 0.1
     mixup: float = 0.0
     ema: float = 0.0
@@ -30,6 +35,7 @@ class WeightSettings:
         _require("weights.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("weights.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _require("weights.warmup", self.warmup, 0 <= self.warmup < 1, "in [0, 1)")
+        _require("weights.head_rate", self.head_rate, self.head_rate > 0, "above 0")
         _require("weights.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
         _require("weights.mixup", self.mixup, self.mixup >= 0, "0 or more")
         _require("weights.ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
@@ -61,7 +67,9 @@ class ControllerSettings:
     `offset` [base] and `temperature` [T] of the Gumbel-sigmoid;
     `budget_weight` [2 * reg_w] and `margin` (half-width of the penalty's dead zone, a fraction of the dense FLOPs);
     `anneal`: fraction of the search during which the budget falls from 1 to the target; `statistics`: what the
-    normalisation layers use in the controller step, the batch's own statistics or the running ones.
+    normalisation layers use in the controller step, the batch's own statistics or the running ones;
+    `distillation`: the part of its loss that compares the masked network's outputs with the whole network's, at the
+    temperature of section `distillation`, in the place of labels.
     """
 
     learning_rate: float = 3e-3
@@ -75,6 +83,7 @@ class ControllerSettings:
     margin: float = 0.0
     anneal: float = 0.8
     statistics: Literal["batch", "running"] = "batch"
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
         _require("controller.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
@@ -85,6 +94,7 @@ class ControllerSettings:
         _require("controller.temperature", self.temperature, self.temperature > 0, "above 0")
         _require("controller.budget_weight", self.budget_weight, self.budget_weight > 0, "above 0")
         _require("controller.margin", self.margin, 0 <= self.margin < 0.1, "in [0, 0.1)")
+        _require("controller.distillation", self.distillation, 0 <= self.distillation <= 1, "in [0, 1]")
         _require("controller.anneal", self.anneal, 0 <= self.anneal <= 1, "in [0, 1]")
 
 
@@ -108,6 +118,18 @@ class ProjectionSettings:
 
 
 @dataclass(frozen=True)
+class DistillationSettings:
+    """How a student learns from a teacher (Hinton et al. 2015): the teacher's part of the loss, and the temperature."""
+
+    weight: float = 0.9
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require("distillation.weight", self.weight, 0 < self.weight <= 1, "above 0 and at most 1")
+        _require("distillation.temperature", self.temperature, self.temperature > 0, "above 0")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole training run.
 
@@ -116,6 +138,8 @@ class Recipe:
     `live_shrink`: cut the network as soon as its masked groups are zero, and train the rest of the run without them.
     `precision` of convolutions and matrix products; "auto": bfloat16 where the device has it, else float32.
     `compile`: run the weight step through torch.compile.
+    `statistics_images`: training images from which the statistics of normalisation layers are estimated again for what
+    is delivered, and a quarter of them for a look at a network that is being pruned; 0: never.
     """
 
     epochs: int = 24
@@ -125,14 +149,17 @@ class Recipe:
     live_shrink: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
+    statistics_images: int = 512
     weights: WeightSettings = field(default_factory=WeightSettings)
     phases: PhaseSettings = field(default_factory=PhaseSettings)
     controller: ControllerSettings = field(default_factory=ControllerSettings)
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
         _require("epochs", self.epochs, self.epochs >= 1, "1 or more")
         _require("batch_size", self.batch_size, self.batch_size >= 2, "2 or more")
+        _require("statistics_images", self.statistics_images, self.statistics_images >= 0, "0 or more")
         _require("align", self.align, self.align == "auto" or self.align >= 1, "1 or more, or auto")
 
 

@@ -60,12 +60,16 @@ class Schedule:
         return min(max((step - self.dense_end) / (self.search_end - self.dense_end), 0.0), 1.0)
 
 
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the fraction `warmup` of the run, then a cosine that ends at zero after the last step."""
+def learning_rate_factor(step: int, total: int, warmup: float, held_until: int = 0) -> float:
+    """Linear warm-up over the fraction `warmup` of the run, then a cosine that ends at zero after the last step.
+
+    In between it stays at 1 until step `held_until`.
+    """
     rise = warmup * total
     if step < rise:
         return (step + 1) / (math.floor(rise) + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+    fall = max(rise, min(held_until, total - 1))
+    return 0.5 * (1 + math.cos(math.pi * max(step - fall, 0.0) / (total - fall)))
 
 
 def annealed_ratio(start: float, progress: float, anneal: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atopipe.ato import layers
 from atopipe.ato.execution import is_out_of_memory
 
 
@@ -53,6 +54,18 @@ def trace_twin(model: nn.Module, example: Tensor) -> Twin:
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return Twin(twin, calls)
+
+
+def head_layer(model: nn.Module, example: Tensor) -> str:
+    """The name of the convolution or linear layer that runs last for one image [1, C, H, W]: it gives the logits.
+
+    Raises GraphError unless the network gives logits through such a layer.
+    """
+    twin = trace_twin(model, example)
+    ran = [name for name in twin.calls if isinstance(twin.model.get_submodule(name), layers.MATRIX_LAYERS)]
+    if not ran:
+        raise GraphError(f"{type(model).__name__} has no layer that gives its logits")
+    return ran[-1]
 
 
 def weightless_twin(model: nn.Module) -> nn.Module:

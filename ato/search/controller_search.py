@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from atopipe.ato import collectives
 from atopipe.ato.search.budget import search_penalty
@@ -53,11 +53,14 @@ class ControllerSearch:
         count = max(2, math.ceil(self.settings.batch_share * len(images)))  # one image has no statistics
         images, labels = images[:count], labels[:count]
         scores, model = self.scores(), self.problem.model
-        with (
-            STATISTICS[self.settings.statistics](model),
-            masked_at(model, self.lookups, self._sample(scores)),
-        ):
-            loss = cross_entropy(self.problem.execution.logits(model, images), labels)
+        with STATISTICS[self.settings.statistics](model):
+            wanted = self._whole_outputs(images)
+            with masked_at(model, self.lookups, self._sample(scores)):
+                logits = self.problem.execution.logits(model, images)
+        loss = cross_entropy(logits, labels)
+        if wanted is not None:
+            hints = distillation_loss(logits, wanted, self.problem.recipe.distillation.temperature)
+            loss = (1 - self.settings.distillation) * loss + self.settings.distillation * hints
         loss = loss + self.settings.budget_weight * self._penalty(self._sample(scores), progress)
         parameters = list(self.controller.parameters())
         # Only the controller's gradients are computed: the weights' would cost as much again as the rest of the step.
@@ -66,6 +69,11 @@ class ControllerSearch:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
+
+    @torch.no_grad()
+    def _whole_outputs(self, images: Tensor) -> Tensor | None:
+        """What the network says with all its groups, where the controller learns from that."""
+        return self.problem.execution.logits(self.problem.model, images) if self.settings.distillation > 0 else None
 
     def snapshot(self) -> Snapshot:
         """The controller and its optimiser as they are now."""
@@ -86,3 +94,9 @@ class ControllerSearch:
         """A soft mask, [G]."""
         noise = gumbel_noise(scores, self.problem.generator)
         return relaxed_mask(scores, noise, self.settings.offset, self.settings.temperature)
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(wanted / T) || softmax(logits / T)), the mean over the batch; both [B, K]."""
+    ours, theirs = log_softmax(logits / temperature, 1), log_softmax(wanted / temperature, 1)
+    return temperature**2 * kl_div(ours, theirs, log_target=True, reduction="batchmean")

@@ -1,5 +1,7 @@
 """The dense network, trained by the same recipe without any pruning: what the pruned one is compared with."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from atopipe.ato.training.loop import (
     TrainBatches,
     run_epochs,
 )
+from atopipe.ato.training.norm_estimates import Calibration
 from atopipe.ato.training.weights import WeightTrainer
 
 
@@ -29,11 +32,13 @@ class DenseTrainer:
         steps: int,
         generator: torch.Generator,
         execution: Execution = PLAIN,
+        head: str | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.settings, self.total_steps, self.finished_steps = recipe.weights, steps, 0
         self.phase, self.generator = Phase.DENSE, generator
-        self.execution = execution
-        self.weights = WeightTrainer(model, recipe.weights, execution, generator)
+        self.execution, self.calibration = execution, calibration
+        self.weights = WeightTrainer(model, recipe.weights, execution, generator, head=head)
 
     @property
     def network(self) -> nn.Module:
@@ -45,7 +50,13 @@ class DenseTrainer:
         result = self.weights.step(images, labels, self.learning_rate())
         self.weights.average_in()
         self.finished_steps += 1
+        if self.finished_steps == self.total_steps and self.calibration is not None:
+            self.calibration.settle(self.network)
         return result
+
+    def look(self) -> AbstractContextManager[None]:
+        """Running statistics follow dense weights."""
+        return nullcontext()
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -77,12 +88,14 @@ def train_dense(
     generator: torch.Generator,
     report: Report,
     execution: Execution = PLAIN,
+    head: str | None = None,
+    calibration: Calibration | None = None,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     """Train `model` densely; the trained network and the record of each epoch. `model` is consumed.
 
-    Raises DivergedError when the loss is no longer finite.
+    `head`, `calibration`: as in a pruning run. Raises DivergedError when the loss is no longer finite.
     """
-    trainer = DenseTrainer(model, recipe, recipe.epochs * len(train_batches), generator, execution)
+    trainer = DenseTrainer(model, recipe, recipe.epochs * len(train_batches), generator, execution, head, calibration)
     history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, checkpointer)
     return trainer.network.eval(), history

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -53,6 +54,10 @@ class TrainingRun(Protocol):
     @property
     def network(self) -> nn.Module:
         """The network as it would be delivered now."""
+        ...
+
+    def look(self) -> AbstractContextManager[None]:
+        """While active, `network` has the statistics that it would be delivered with."""
         ...
 
     @property
@@ -238,6 +243,8 @@ def _train_epoch(
 
 
 def _record(trainer: TrainingRun, epoch: _Epoch, epochs: int, val_batches: EvalBatches) -> EpochRecord:
+    with trainer.look():
+        val_accuracy = accuracy(trainer.network, val_batches, trainer.execution)
     totals = torch.stack([torch.stack(epoch.losses).mean(), torch.stack(epoch.correct).sum() / epoch.seen])
     collectives.all_reduce_mean([totals])
     return EpochRecord(
@@ -246,7 +253,7 @@ def _record(trainer: TrainingRun, epoch: _Epoch, epochs: int, val_batches: EvalB
         phase=epoch.phase,
         loss=_finite(float(totals[0]), trainer.finished_steps),
         train_accuracy=float(totals[1]),
-        val_accuracy=accuracy(trainer.network, val_batches, trainer.execution),
+        val_accuracy=val_accuracy,
         kept=trainer.kept(),
         learning_rate=epoch.rate,
         seconds=epoch.elapsed(),

@@ -11,11 +11,20 @@ from atopipe.ato.removal.structure import select
 from atopipe.ato.snapshot import laid_out
 
 
-def make_optimizer(model: nn.Module, settings: WeightSettings) -> Optimizer:
-    """The optimiser of a recipe; vectors (norm layers, biases) are not decayed."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def make_optimizer(model: nn.Module, settings: WeightSettings, head: str | None = None) -> Optimizer:
+    """The optimiser of a recipe; vectors (norm layers, biases) are not decayed.
+
+    `head`: the layer that learns at `settings.head_rate` times the rate of the others.
+    """
+    own = [] if head is None or settings.head_rate == 1 else list(model.get_submodule(head).parameters())
+    heads = {id(parameter) for parameter in own}
+    body = [p for p in model.parameters() if id(p) not in heads]
+    groups = [
+        {"params": chosen, "weight_decay": settings.weight_decay if matrices else 0.0, "multiple": multiple}
+        for part, multiple in ((body, 1.0), (own, settings.head_rate))
+        for matrices in (True, False)
+        if (chosen := [p for p in part if (p.dim() > 1) == matrices]) or part is body
+    ]
     if settings.optimizer == "sgd":
         return SGD(
             groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
@@ -24,9 +33,9 @@ def make_optimizer(model: nn.Module, settings: WeightSettings) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the learning rate, or its multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["multiple"]
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Train the weights and the controller together, and remove the masked groups on the way (ATO, algorithm 1)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,8 @@ from atopipe.ato.training.loop import (
     TrainBatches,
     run_epochs,
 )
+from atopipe.ato.training.norm_estimates import Calibration, lag_of
+from atopipe.ato.training.objective import Objective
 from atopipe.ato.training.weights import WeightTrainer
 
 
@@ -55,6 +58,9 @@ class Trainer:
         execution: Execution = PLAIN,
         make_search: MakeSearch | None = None,
         choose: ChooseMask = choose_mask,
+        objective: Objective | None = None,
+        head: str | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         check_budgets(groups, budgets, recipe.align)
         self.groups, self.budgets, self.recipe, self.generator = groups, budgets, recipe, generator
@@ -63,8 +69,8 @@ class Trainer:
         self.device = next(model.parameters()).device
         problem = SearchProblem(model, groups, budgets, recipe, generator, execution, choose)
         self.search: MaskSearch | None = (make_search or SEARCHES[recipe.search])(problem)  # until the mask is frozen
-        self.execution = execution
-        self.weights = WeightTrainer(model, recipe.weights, execution, generator)
+        self.execution, self.calibration = execution, calibration
+        self.weights = WeightTrainer(model, recipe.weights, execution, generator, objective, head)
         self.removal = Removal(model, groups, recipe.projection)
         self.finished_steps = 0
         self.frozen_mask: Tensor | None = None  # on the device
@@ -119,6 +125,18 @@ class Trainer:
             scale_groups(self.network, self.groups, self._mask())  # averages lag behind
             if self.recipe.live_shrink:
                 self._cut()
+        if self.finished_steps == self.total_steps and self.calibration is not None:
+            self.calibration.settle(self.network)
+
+    def look(self) -> AbstractContextManager[None]:
+        """While active, `network` has the statistics that it would be delivered with.
+
+        They are estimated while its weights, or what was removed from it, move faster than they follow.
+        """
+        last = min(self.schedule.decay_end + lag_of(self.network), self.total_steps - 1)
+        if self.calibration is None or not self.schedule.search_end < self.finished_steps <= last:
+            return nullcontext()
+        return self.calibration.look(self.network)
 
     def _freeze(self, mask: Tensor) -> None:
         collectives.broadcast(mask)
@@ -139,8 +157,10 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
-        settings = self.recipe.weights
-        return settings.learning_rate * learning_rate_factor(self.finished_steps, self.schedule.total, settings.warmup)
+        settings, schedule = self.recipe.weights, self.schedule
+        held = schedule.decay_end if settings.decay_from == "cut" else 0
+        factor = learning_rate_factor(self.finished_steps, schedule.total, settings.warmup, held)
+        return settings.learning_rate * factor
 
     def trained_model(self) -> tuple[nn.Module, Tensor]:
         """The network at full width, masked groups exactly zero, and its mask; after the decay phase only."""
@@ -200,6 +220,9 @@ def train(
     execution: Execution = PLAIN,
     make_search: MakeSearch | None = None,
     choose: ChooseMask = choose_mask,
+    objective: Objective | None = None,
+    head: str | None = None,
+    calibration: Calibration | None = None,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
@@ -207,10 +230,25 @@ def train(
     `model` is consumed: use the one returned. Raises BudgetError before the first step when a target cannot be reached,
     DivergedError when the loss is no longer finite. Dropout and the like draw from torch's global generator. Where
     `checkpointer` has a snapshot of this run, it resumes from there, to the same result. `make_search`: where the
-    mask comes from, if not from the search that the recipe names. `choose`: how scores become the frozen mask.
+    mask comes from, if not from the search that the recipe names; `choose`: how scores become the frozen mask;
+    `objective`: what the weights learn, if not cross-entropy; `head`: the layer of the logits; `calibration`: images
+    for the statistics of what is delivered.
     """
     steps = recipe.epochs * len(train_batches)
-    trainer = Trainer(model, groups, budgets, recipe, steps, generator, execution, make_search, choose)
+    trainer = Trainer(
+        model,
+        groups,
+        budgets,
+        recipe,
+        steps,
+        generator,
+        execution,
+        make_search,
+        choose,
+        objective=objective,
+        head=head,
+        calibration=calibration,
+    )
     history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, checkpointer)
     trained, mask = trainer.trained_model()
     return Trained(trained.eval(), mask, history)

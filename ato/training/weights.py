@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -13,6 +12,7 @@ from atopipe.ato.execution import Execution
 from atopipe.ato.recipe import WeightSettings
 from atopipe.ato.removal.structure import Structure, cut_model, cut_tensors
 from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
+from atopipe.ato.training.objective import CrossEntropy, Objective
 from atopipe.ato.training.optimizers import carry_over, make_optimizer, set_learning_rate
 
 
@@ -20,11 +20,18 @@ class WeightTrainer:
     """All state of the weights' training; `step` moves them, `average_in` follows when the step is complete."""
 
     def __init__(
-        self, model: nn.Module, settings: WeightSettings, execution: Execution, generator: torch.Generator
+        self,
+        model: nn.Module,
+        settings: WeightSettings,
+        execution: Execution,
+        generator: torch.Generator,
+        objective: Objective | None = None,
+        head: str | None = None,
     ) -> None:
         self.model, self.settings, self.execution, self.generator = model, settings, execution, generator
+        self.objective, self.head = objective or CrossEntropy(settings.label_smoothing), head
         self.forward = execution.prepare(model)
-        self.optimizer = make_optimizer(model, settings)
+        self.optimizer = make_optimizer(model, settings, head)
         self.average = _average_of(model, settings.ema) if settings.ema > 0 else None
 
     @property
@@ -37,10 +44,12 @@ class WeightTrainer:
         self.model.train()
         set_learning_rate(self.optimizer, rate)
         share, order = mixing(len(images), self.settings.mixup, self.generator)
-        logits = self.execution.logits(self.forward, mix(images, share, order))
-        loss = share * self._loss(logits, labels)
+        mixed = mix(images, share, order)
+        loss_of = self.objective.on(mixed)
+        logits = self.execution.logits(self.forward, mixed)
+        loss = share * loss_of(logits, labels)
         if share < 1:
-            loss = loss + (1 - share) * self._loss(logits, labels[order.to(labels.device)])
+            loss = loss + (1 - share) * loss_of(logits, labels[order.to(labels.device)])
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self.settings.clip_norm > 0:
@@ -58,7 +67,7 @@ class WeightTrainer:
         cuts, full, before = cut_tensors(self.model, structure), self.model, self.optimizer
         self.model = cut_model(copy.deepcopy(full), structure)
         self.forward = self.execution.prepare(self.model)
-        self.optimizer = make_optimizer(self.model, self.settings)
+        self.optimizer = make_optimizer(self.model, self.settings, self.head)
         carry_over(before, self.optimizer, dict(full.named_parameters()), self.model, cuts)
         if self.average is not None:
             seen = self.average.n_averaged
@@ -81,9 +90,6 @@ class WeightTrainer:
         restore_optimizer(self.optimizer, snapshot.part("optimizer"))
         if self.average is not None:
             self.average.load_state_dict(dict(snapshot.part("average").tensors))
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
 
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atopipe.ato.execution import Execution, Forward
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.budget import Budget
+    from atopipe.ato.training.norm_estimates import Calibration
     from atopipe.pipeline.data.dataset import Batches, Data, SplitBatches
     from atopipe.pipeline.engine.preflight import Rehearsal
     from atopipe.pipeline.models.wrappers import Note
@@ -35,6 +36,10 @@ class Stream(IntEnum):
     PROOF = 3
     PREFLIGHT = 4
     CALIBRATION = 5
+    STATISTICS = 6
+
+
+STATISTICS_BATCH = 64
 
 
 class Workspace:
@@ -154,6 +159,26 @@ class Workspace:
 
         share = Share(self.job.rank, self.job.size)
         return self.data.val.batches(self.config.recipe.batch_size, device=self.device, share=share)
+
+    def calibration(self, execution: "Execution") -> "Calibration | None":
+        """Training images, the same in every process, for the statistics of normalisation layers; None if unwanted."""
+        import torch
+
+        from atopipe.ato.training.norm_estimates import Calibration
+
+        train, wanted = self.data.train, self.config.recipe.statistics_images
+        if not wanted:
+            return None
+        size = min(STATISTICS_BATCH, wanted, len(train))
+        count = min(wanted, len(train)) // size * size
+        chosen = torch.randperm(len(train), generator=self.generator(Stream.STATISTICS))[:count]
+        return Calibration(train.take(chosen).batches(size, device=self.device), execution)
+
+    def head(self, model: "nn.Module") -> "str | None":
+        """The layer that gives the logits, where it learns at a rate of its own."""
+        from atopipe.ato.discovery.capture import head_layer
+
+        return None if self.config.recipe.weights.head_rate == 1 else head_layer(model, self.example)
 
     def check_model(self) -> None:
         """Refuses what can be refused before the images, which may take minutes, are read.

@@ -16,7 +16,7 @@ def run(context: Context) -> dict[str, float]:
     workspace = context.workspace
     workspace.check_model()
     model = workspace.first_model()
-    execution = workspace.execution(model)
+    execution, head = workspace.execution(model), workspace.head(model)
     context.display.say("dense   the same training without pruning, for comparison")
     with training_session(context) as (batches, checkpointer, report):
         trained, history = train_dense(
@@ -27,6 +27,8 @@ def run(context: Context) -> dict[str, float]:
             generator=workspace.generator(Stream.TRAINING),
             report=report,
             execution=execution,
+            head=head,
+            calibration=workspace.calibration(execution),
             checkpointer=checkpointer,
         )
     if workspace.job.rank > 0:

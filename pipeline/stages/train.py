@@ -46,6 +46,7 @@ def run(context: Context) -> dict[str, float]:
         context.display.say(f"preflight ok: {workspace.rehearse(model, groups, budgets).as_text()}")
 
     execution, choose = workspace.execution(model), mask_choice(context, model, groups, budgets)
+    head = workspace.head(model)
     with training_session(context) as (batches, checkpointer, report):
         trained = train(
             model.to(workspace.device),
@@ -58,6 +59,8 @@ def run(context: Context) -> dict[str, float]:
             report=report,
             execution=execution,
             choose=choose,
+            head=head,
+            calibration=workspace.calibration(execution),
             checkpointer=checkpointer,
         )
     if workspace.job.rank > 0:

@@ -36,6 +36,15 @@ def test_the_learning_rate_rises_to_one_and_falls_to_almost_zero(total: int, war
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
+def test_the_rate_may_be_held_until_the_cut() -> None:
+    factors = [learning_rate_factor(step, 100, 0.1, held_until=45) for step in range(100)]
+    assert factors[:10] == [learning_rate_factor(step, 100, 0.1) for step in range(10)]
+    assert factors[10:46] == [1.0] * 36
+    assert factors[45:] == sorted(factors[45:], reverse=True)
+    assert 0 < factors[99] < 0.01
+    assert learning_rate_factor(99, 100, 0.1, held_until=100) == 1.0
+
+
 def test_a_limit_falls_to_itself_and_stays() -> None:
     assert annealed_ratio(4.0, 0.0, 0.8) == 4.0
     assert annealed_ratio(4.0, 0.4, 0.8) == pytest.approx(2.0)
