@@ -89,7 +89,7 @@ def _measure(name: str) -> dict[str, Any]:
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import flops, params
     from atopipe.ato.search.selection import reachable_minimum
-    from atopipe.pipeline.engine.preflight import rehearse
+    from atopipe.pipeline.engine.preflight import run_preflight
     from atopipe.pipeline.models.build import build_model
 
     torch.manual_seed(0)
@@ -114,10 +114,10 @@ def _measure(name: str) -> dict[str, Any]:
         "find_seconds": round(seconds, 2),
     }
     budget = Budget.of_dense(cost, 1 - (1 - minimum) / 2)
-    rehearsal = rehearse(model, groups, [budget], example, align="auto", generator=generator)
-    outcome = "pass" if rehearsal.passed else "parity"
-    compared = {"target": 1 - (1 - minimum) / 2, "ratio": rehearsal.ratios["flops"], "lossless": rehearsal.lossless}
-    return {"outcome": outcome, **found, **compared, "parity": rehearsal.parity, "opset": rehearsal.opset}
+    preflight = run_preflight(model, groups, [budget], example, align="auto", generator=generator)
+    outcome = "pass" if preflight.passed else "parity"
+    compared = {"target": 1 - (1 - minimum) / 2, "ratio": preflight.ratios["flops"], "lossless": preflight.lossless}
+    return {"outcome": outcome, **found, **compared, "parity": preflight.parity, "opset": preflight.opset}
 
 
 def _kind(reason: str) -> str:

@@ -16,7 +16,7 @@ from atopipe.pipeline.system.text import scaled
 if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.cost import Cost
-    from atopipe.pipeline.engine.preflight import Rehearsal
+    from atopipe.pipeline.engine.preflight import Preflight
 
 
 EXAMPLE = {"flops": Target.parse(0.3)}  # read both ways where no target is given
@@ -60,14 +60,14 @@ class Inspection:
     minimum_flops: float
     minimum_params: float
     target: str
-    rehearsal: "Rehearsal | None"
+    preflight: "Preflight | None"
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def notes(self) -> list[str]:
-        """The totals, what is reachable, what the rehearsal gave, and the time it took."""
+        """The totals, what is reachable, what the preflight check gave, and the time it took."""
         shape = "x".join(map(str, self.input))
         totals = f"{scaled(self.flops)} FLOPs (2 x multiply-accumulates), {scaled(self.params)} parameters"
         low = f"{self.minimum_flops:.4f} of the FLOPs, {self.minimum_params:.4f} of the parameters"
@@ -75,8 +75,8 @@ class Inspection:
         lines.append(f"target {self.target}")
         if not self.proven_in_training:
             lines.append("not proven while training: outputs are random then even without dropout layers")
-        if self.rehearsal:
-            lines.append(f"preflight ok (random weights): {self.rehearsal.as_text()}")
+        if self.preflight:
+            lines.append(f"preflight ok (random weights): {self.preflight.as_text()}")
         return [*lines, f"after {self.seconds:.1f} s"]
 
 
@@ -115,7 +115,7 @@ def _inspect(config: Config, workspace: Workspace) -> Inspection:
         minimum_flops=reachable_minimum(groups, costs["flops"], align),
         minimum_params=reachable_minimum(groups, costs["params"], align),
         target=both_readings(config.targets or EXAMPLE, {name: cost.dense for name, cost in costs.items()}),
-        rehearsal=workspace.rehearse(model, groups, budgets) if budgets else None,
+        preflight=workspace.preflight(model, groups, budgets) if budgets else None,
         seconds=time.perf_counter() - started,
     )
 

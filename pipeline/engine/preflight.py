@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Preflight:
     """What came out: fractions of the dense network by cost, differences as in a run, and the seconds it took."""
 
     ratios: dict[str, float]
@@ -49,7 +49,7 @@ class Rehearsal:
         )
 
 
-def rehearse(
+def run_preflight(
     model: "nn.Module",
     groups: "Groups",
     budgets: "Sequence[Budget]",
@@ -57,7 +57,7 @@ def rehearse(
     *,
     align: "Align",
     generator: "torch.Generator",
-) -> Rehearsal:
+) -> Preflight:
     """Shrinks, proves, exports and compares a copy of `model` [1, C, H, W] -> [1, classes] with random weights.
 
     Raises what these steps raise: BudgetError, LossyError, ExportError, ParityError.
@@ -80,7 +80,7 @@ def rehearse(
     small, _ = shrink(masked, groups, mask)
     lossless = prove_lossless(masked, groups, mask, small, probe.images[:1], generator).max_rel_diff
     parity, tolerance, opset, size = _export(small, example, generator)
-    return Rehearsal(
+    return Preflight(
         ratios={budget.cost.name: kept_fraction(budget.cost, widths) for budget in budgets},
         lossless=lossless,
         parity=parity,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.training.norm_estimates import Calibration
     from atopipe.pipeline.data.dataset import Batches, Data, SplitBatches
-    from atopipe.pipeline.engine.preflight import Rehearsal
+    from atopipe.pipeline.engine.preflight import Preflight
     from atopipe.pipeline.models.wrappers import Note
 
 
@@ -223,27 +223,27 @@ class Workspace:
             raise UsageError(f"model '{settings.name}' cannot be pruned: {error}") from error
         return choose(found, model, keep=settings.keep, only=settings.only)
 
-    def rehearse(self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "Rehearsal":
+    def preflight(self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "Preflight":
         """Removal, export and parity with random weights and masks; UsageError where they do not work."""
         import torch
 
         from atopipe.ato.removal.shrink import LossyError
         from atopipe.export.onnx import ExportError
-        from atopipe.pipeline.engine.preflight import rehearse
+        from atopipe.pipeline.engine.preflight import run_preflight
         from atopipe.validate.parity import ParityError
 
         align, generator, name = self.config.recipe.align, self.generator(Stream.PREFLIGHT), self.config.model.name
         try:
             with torch.random.fork_rng(devices=[]):  # the check does not change the random numbers of the run
-                rehearsal = rehearse(model, groups, budgets, self.example, align=align, generator=generator)
+                preflight = run_preflight(model, groups, budgets, self.example, align=align, generator=generator)
         except (LossyError, ExportError, ParityError) as error:
             raise UsageError(f"model '{name}' fails the preflight check: {error}") from error
-        if not rehearsal.passed:
+        if not preflight.passed:
             raise UsageError(
                 f"model '{name}' fails the preflight check: ONNX Runtime's logits differ from torch's by "
-                f"{rehearsal.parity:.1e} of their size, more than {rehearsal.tolerance:g}; skip it with --no-preflight"
+                f"{preflight.parity:.1e} of their size, more than {preflight.tolerance:g}; skip it with --no-preflight"
             )
-        return rehearsal
+        return preflight
 
     def generator(self, stream: Stream) -> "torch.Generator":
         """A CPU generator of that stream of the run's seed, unlike that of any other seed."""

@@ -43,7 +43,7 @@ def run(context: Context) -> dict[str, float]:
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets, dense)}")
     if config.preflight:
-        context.display.say(f"preflight ok: {workspace.rehearse(model, groups, budgets).as_text()}")
+        context.display.say(f"preflight ok: {workspace.preflight(model, groups, budgets).as_text()}")
 
     execution, choose = workspace.execution(model), mask_choice(context, model, groups, budgets)
     head = workspace.head(model)

@@ -13,7 +13,7 @@ from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import flops
 from atopipe.pipeline.cli.main import main
-from atopipe.pipeline.engine.preflight import rehearse
+from atopipe.pipeline.engine.preflight import run_preflight
 
 NETS = """
 import torch
@@ -56,17 +56,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_rehearsal_meets_the_budget_and_changes_nothing() -> None:
+def test_a_preflight_check_meets_the_budget_and_changes_nothing() -> None:
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     example, generator = torch.zeros(1, 3, 16, 16), torch.Generator().manual_seed(0)
     groups = find_groups(model, example, generator)
     budget = Budget.of_dense(flops(model, groups, example), 0.6)
-    rehearsal = rehearse(model, groups, [budget], example, align=1, generator=generator)
-    assert 0.5 < rehearsal.ratios["flops"] <= 0.6
-    assert rehearsal.lossless <= 1e-10
-    assert rehearsal.passed
+    preflight = run_preflight(model, groups, [budget], example, align=1, generator=generator)
+    assert 0.5 < preflight.ratios["flops"] <= 0.6
+    assert preflight.lossless <= 1e-10
+    assert preflight.passed
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -128,8 +128,8 @@ def test_inspect_with_a_target_tries_it(capsys: pytest.CaptureFixture[str]) -> N
     assert found["input"] == [3, 16, 16]
     assert [(s["name"], s["size"]) for s in found["sets"]] == [("1.0", 48)]
     assert {"name": "0.0", "size": 24, "reason": "--keep '0.*'"} in found["unprunable"]
-    assert found["rehearsal"]["ratios"]["flops"] <= 0.5
-    assert found["rehearsal"]["lossless"] <= 1e-10
+    assert found["preflight"]["ratios"]["flops"] <= 0.5
+    assert found["preflight"]["lossless"] <= 1e-10
     assert 0 < found["minimum_params"] < 1
     assert main([*arguments, "--target-flops", "0.5"]) == 0
     text = capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_inspect_tries_the_target_of_the_configuration_file(capsys: pytest.Captu
     file = tmp_path / "own.yaml"
     file.write_text("{model: {name: 'nets.py:net', args: {width: 24}}, target_flops: 0.5, data: {input_size: 16}}")
     assert main(["inspect", "--config", str(file), "--threads", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rehearsal"]["ratios"]["flops"] <= 0.5
+    assert json.loads(capsys.readouterr().out)["preflight"]["ratios"]["flops"] <= 0.5
 
 
 def test_arguments_that_are_none_are_told(capsys: pytest.CaptureFixture[str]) -> None:
