@@ -41,17 +41,16 @@ def load_dense(context: Context) -> "nn.Module":
 
 
 def load_shrunk(run: RunDirectory) -> "nn.Module":
-    """The small network of stage shrink, which its files describe completely."""
+    """The small network of stage shrink, of which only the settings and the stage's files are needed."""
     import torch
     from safetensors.torch import load_file
 
     from atopipe.ato.removal.structure import Structure, cut_model
-    from atopipe.pipeline.models.build import build_model
+    from atopipe.pipeline.engine.start import new_model
 
     described = run.stages.artifact("shrink", "structure.json").read_text(encoding="utf-8")
-    whole = json.loads(described)
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced
-        model = build_model(whole["model"], whole["classes"], whole["args"])
+        model = new_model(run.config, json.loads(described)["classes"])
     model = cut_model(model, Structure.from_json(described))
     model.load_state_dict(load_file(run.stages.artifact("shrink", "weights.safetensors")))
     return model.eval()
