@@ -1,5 +1,6 @@
 """The process `atopipe`: its exit code, and what went wrong as one sentence."""
 
+import signal
 from collections.abc import Sequence
 
 import click
@@ -7,12 +8,21 @@ import click
 from atopipe.pipeline.cli.commands import cli
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.failures import Failure, explain
-from atopipe.pipeline.system.job import may_speak
+from atopipe.pipeline.system.job import may_speak, this_job
+from atopipe.pipeline.system.signals import StopRequest, handled_by
 from atopipe.pipeline.system.text import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The process: returns its exit code, and prints what went wrong as one sentence."""
+    """The process: returns its exit code, and prints what went wrong as one sentence.
+
+    A process of a job says so even while its launcher ends it, because another one failed first.
+    """
+    with handled_by(StopRequest().note, *([signal.SIGTERM] if this_job().size > 1 else [])):
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         cli.main(args=argv, prog_name="atopipe", standalone_mode=False)
     except BaseException as error:

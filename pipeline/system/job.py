@@ -1,7 +1,6 @@
 """One training job of several processes, as torchrun starts them: who this process is."""
 
 import os
-import signal
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,7 +63,6 @@ def may_speak() -> bool:
         return True
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in the list
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PATIENCE_S))
