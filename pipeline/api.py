@@ -96,8 +96,9 @@ def run(
             _take_part(job, config, chosen, forced)
         return Outcome(root, {})
     RunDirectory.check(root, config, force=force or update)
+    trains = any(stage.distributed and stage.name in forced for stage in chosen)
     with exclusive(root, display):
-        afresh = force or stages.first == STAGES[0].name or RunDirectory.holds_another(root, config)
+        afresh = trains or RunDirectory.holds_another(root, config)
         found = RunDirectory.create(root, config, force=force or update)
         with mirrored(found, trackers, force=afresh, say=display.say):
             return _carry_out(job if together else Job(), found, chosen, forced, display)

@@ -61,19 +61,23 @@ def execute_together(
     """`execute` in one process of a job: all of them run the distributed stages, rank 0 alone the others.
 
     Which stages are to be run is decided by rank 0; the `run` of every other process is its own, and is thrown away.
+    The others wait for what rank 0 does before the first distributed stage.
     """
     workspace = Workspace(run.config, display)
     distributed = [stage for stage in chosen if stage.distributed]
     for stage in distributed:
         run.stages.recover(stage.name)
+    before = chosen[: chosen.index(distributed[0])]
     if job.rank == 0:
         _fetch_weights(distributed, run, forced)
+        execute(before, known, run, display, forced=forced, workspace=workspace)
     with together(workspace.device, workspace.stop):
         wanted = broadcast_flags([s.name in forced or not run.stages.is_current(s) for s in distributed])
         trained = [stage for stage, is_wanted in zip(distributed, wanted, strict=True) if is_wanted]
-        execute(trained, known, run, display, forced=[stage.name for stage in trained], workspace=workspace)
+        at_hand = known if job.rank == 0 else trained  # the others have nothing of what earlier stages left
+        execute(trained, at_hand, run, display, forced=[stage.name for stage in trained], workspace=workspace)
     if job.rank == 0:
-        rest = [stage for stage in chosen if stage not in trained]
+        rest = [stage for stage in chosen if stage not in (*before, *trained)]
         execute(rest, known, run, display, forced=forced, workspace=workspace)
 
 

@@ -2,18 +2,20 @@
 
 import errno
 import json
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from atopipe.pipeline.config.load import load_config
-from atopipe.pipeline.engine.runner import execute
+from atopipe.pipeline.engine.runner import execute, execute_together
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.report.terminal import QuietDisplay
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.system.errors import AtopipeError, Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.files import write_text
+from atopipe.pipeline.system.job import Job
 
 
 class Counting:
@@ -74,6 +76,24 @@ def test_a_stage_alone_needs_what_it_reads(run: RunDirectory) -> None:
         f"stage shrink of '{run.root}' is out of date (the output of stage train has changed): "
         f"run 'atopipe shrink {run.root}' first"
     )
+
+
+def test_in_a_job_the_first_process_does_what_comes_before_training_first(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of one process, which has all that a larger one has but the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    measured, first, second = Counting("profile"), Counting("train", ("profile",)), Counting("shrink", ("train",))
+    shown, stages = Recording(), [measured.stage, first.stage, second.stage]
+    for _ in range(2):
+        execute_together(Job(0, 1, 0, 1), stages, stages, run, shown, forced=[])
+    done = [line.split()[0] for line in shown.lines if "unchanged" not in line and "device" not in line]
+    assert done == ["profile", "train", "shrink"]
+    assert (measured.runs, first.runs, second.runs) == (1, 1, 1)
 
 
 def raising(error: BaseException) -> Callable[[Context], Mapping[str, float]]:
