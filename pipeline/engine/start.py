@@ -100,7 +100,8 @@ def described(config: Config) -> dict[str, str] | None:
     named = (
         {"license": source.license, "address": source.address} if source.address else {"license": "not known of a file"}
     )
-    return {"key": source.key, "file": source.file.name, "sha256": sha256_file(source.file), **named}
+    key = source.key if source.address else source.file.name  # the folders above have no place in what is handed over
+    return {"key": key, "file": source.file.name, "sha256": sha256_file(source.file), **named}
 
 
 def input_of(config: Config) -> dict[str, Any]:

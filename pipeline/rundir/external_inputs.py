@@ -13,7 +13,7 @@ from pathlib import Path
 from atopipe.pipeline.config.schema import Config, ModelSettings
 from atopipe.pipeline.data.load import find_source
 from atopipe.pipeline.data.source import DataSource, no_files
-from atopipe.pipeline.models.weights.source import is_file_name
+from atopipe.pipeline.models.weights.source import file_named, is_file_name
 from atopipe.pipeline.system.code_files import code_files
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.files import (
@@ -75,7 +75,7 @@ def _outside(config: Config) -> dict[str, dict[str, Path] | DataError]:
 def _weights(model: ModelSettings) -> Path:
     """The file of the starting weights, wherever the library that names them keeps it."""
     if is_file_name(str(model.weights)):
-        return Path(str(model.weights))
+        return file_named(str(model.weights))
     from atopipe.pipeline.models.weights.find import find_weights
 
     return find_weights(model.name, str(model.weights), model.args).file

@@ -21,6 +21,8 @@ def fetch(source: WeightsSource) -> None:
 
     The server is asked for a sign of life first: the libraries would try again and again for half a minute.
     """
+    if source.forbidden:
+        raise MissingError(_absent(source, f"and {source.forbidden} forbids to fetch them"))
     if not _answers(source.address):
         raise MissingError(_absent(source, "and their server cannot be reached"))
     try:

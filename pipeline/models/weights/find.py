@@ -1,12 +1,11 @@
 """From `--model` and `--weights` to the weights that a run starts from."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from atopipe.pipeline.models.build import TIMM, model_names
 from atopipe.pipeline.models.weights import timm_weights, torchvision_weights
 from atopipe.pipeline.models.weights.download import fetch
-from atopipe.pipeline.models.weights.source import WeightsSource, is_file_name
+from atopipe.pipeline.models.weights.source import WeightsSource, file_named, is_file_name
 from atopipe.pipeline.system.errors import UsageError
 
 
@@ -17,7 +16,7 @@ def find_weights(model: str, weights: str, args: Mapping[str, object] | None = N
     IMAGENET1K_V2. Raises UsageError for a name that the model does not have, with the nearest ones.
     """
     if is_file_name(weights):
-        return WeightsSource(weights, Path(weights))
+        return WeightsSource(weights, file_named(weights))
     if model.startswith(TIMM):
         return timm_weights.find(model, weights, args or {})
     if model in model_names():

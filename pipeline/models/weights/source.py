@@ -30,7 +30,8 @@ class WeightsSource:
     """`key`: the name that the library, or the user, has for them; `file`: where they are, or are looked for.
 
     `address`: where they can be fetched from; empty for a file of the user's. `fetch` puts them into the library's
-    cache, `remedy` says how a person does. `adapt` turns the file's content into what fits the network.
+    cache, `remedy` says how a person does; `forbidden` names what keeps them from being fetched. `adapt` turns the
+    file's content into what fits the network.
     """
 
     key: str
@@ -39,6 +40,7 @@ class WeightsSource:
     address: str = ""
     trained_on: TrainedOn | None = None
     remedy: str = ""
+    forbidden: str = ""
     fetch: Callable[[], None] = field(default=lambda: None)
     adapt: Callable[[object], object] = field(default=_as_it_is)
 
@@ -51,3 +53,8 @@ class WeightsSource:
 def is_file_name(weights: str) -> bool:
     """Whether `--weights` names a file: by a folder or an ending, or because there is one."""
     return "/" in weights or "\\" in weights or weights.lower().endswith(FILE_SUFFIXES) or Path(weights).is_file()
+
+
+def file_named(weights: str) -> Path:
+    """The file that `weights` names, where it names one; `~` is the user's folder."""
+    return Path(weights).expanduser()

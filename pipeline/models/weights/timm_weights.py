@@ -71,6 +71,7 @@ def _on_the_hub(settings: Any) -> dict[str, Any]:
     return {
         "file": next((Path(path) for path in cached if isinstance(path, str)), looked_for),
         "address": f"{constants.ENDPOINT}/{repository}",
+        "forbidden": "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "",
         "remedy": f"run 'hf download {repository} {names[0]}' on another machine and copy '{folder}'",
         "fetch": lambda: _from_the_hub(repository, names, revision or None),
     }

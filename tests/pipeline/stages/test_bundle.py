@@ -140,16 +140,20 @@ def test_what_is_wrong_is_noticed(bundle: Path, spoil: Callable[[Path], None], s
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(32, 32), (224, 160)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"])
-def test_the_preprocessing_is_that_of_training_bit_for_bit(mode: str, size: tuple[int, int]) -> None:
+def test_the_preprocessing_is_that_of_training_bit_for_bit(
+    mode: str, size: tuple[int, int], interpolation: str
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (97, 131, 4), np.uint8)
     if mode == "I;16":
         image = Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257)
     else:
         image = Image.fromarray(noise).convert(mode) if mode != "CMYK" else Image.fromarray(noise, mode="CMYK")
     margin = (size[0] + 32, size[1] + 32)
-    settings = Preprocessing(size, margin, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    settings = Preprocessing(size, margin, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3, interpolation)
+    assert Preprocessing.from_json(settings.to_json()) == settings
     got = infer.preprocess(image, json.loads(settings.to_json()))
     np.testing.assert_array_equal(got, preprocess(image, settings))
 

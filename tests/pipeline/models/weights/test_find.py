@@ -1,6 +1,7 @@
 """Weights by name, out of real caches made from random weights, and without a network."""
 
 import hashlib
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
-from atopipe.pipeline.data.preprocessing import preprocess
+from atopipe.pipeline.data.preprocessing import preprocess, to_pixels
 from atopipe.pipeline.engine.start import described, input_of, load_start, model_name, new_model
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.models.weights import download
@@ -160,6 +161,29 @@ def test_a_cold_cache_without_a_network_names_the_file_and_the_remedy(
     )
 
 
+def test_nothing_is_asked_where_the_hub_is_to_stay_offline(
+    monkeypatch: pytest.MonkeyPatch, connections: list[object]
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "model.safetensors' and HF_HUB_OFFLINE forbids to fetch them: run 'hf" in message(
+        MissingError, TIMM, "default"
+    )
+    assert connections == []
+
+
+def test_a_file_is_told_without_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "private" / "w.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    assert described(config("resnet18", str(path))) == {
+        "key": "w.pth",
+        "file": "w.pth",
+        "sha256": hashlib.sha256(b"weights").hexdigest(),
+        "license": "not known of a file",
+    }
+
+
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
     import time
@@ -257,7 +281,10 @@ def test_images_are_prepared_as_torchvisions_weights_want_them(tmp_path: Path) -
 def test_images_are_prepared_as_timms_weights_want_them(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     settings = config("timm/resnet18.a1_in1k", **{"data.source": f"imagefolder:{tmp_path}/photos"})
-    found = prepared(settings, tmp_path).data.preprocessing
+    data = prepared(settings, tmp_path).data
+    found = data.preprocessing
+    decoded = next(iter(data.val.images.read([torch.tensor([0])], torch.device("cpu"))))[0]
+    assert np.array_equal(decoded, to_pixels(photo(160, 160), found.resize, found.size, "bicubic"))
     assert (found.size, found.resize, found.interpolation) == ((224, 224), (236, 236), "bicubic")  # an even margin
     theirs = timm.data.create_transform(
         input_size=224, is_training=False, interpolation="bicubic", crop_pct=224 / 236, mean=found.mean, std=found.std
@@ -311,3 +338,33 @@ def test_find_weights_reads_nothing(connections: list[object], tmp_path: Path) -
     assert not find_weights("resnet50", "IMAGENET1K_V2").file.exists()
     assert connections == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_from_weights_by_name_says_whose_they_are_and_needs_them_once(
+    timm_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared(config(TIMM), tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{name: {TIMM}, weights: default}}\ntarget_flops: 0.7\ndata: {{source: 'imagefolder:photos', "
+        "input_size: 32}\nrecipe: {epochs: 1, batch_size: 2, align: 1}\nvalidation: {latency_s: 0.1}\n"
+        "threads: 1\ndevice: cpu\npreflight: false\n"
+    )
+    command = ["run", "--config", "run.yaml", "--output", "out"]
+    assert main(command) == 3, "from these images nothing can be learned"
+    said = capsys.readouterr().out
+    assert "weights from timm/test_resnet.r160_in1k: " in said
+    digest = hashlib.sha256(timm_cache.read_bytes()).hexdigest()
+    for manifest in ("manifest.json", "bundle/manifest.json"):
+        weights = json.loads((tmp_path / "out" / manifest).read_text())["weights"]
+        assert (weights["key"], weights["sha256"], weights["license"]) == (TIMM, digest, "apache-2.0")
+    card = (tmp_path / "out/bundle/MODEL_CARD.md").read_text()
+    assert f"weights `{TIMM}`" in card
+    assert "licence: apache-2.0" in card
+    assert digest in card
+    preprocess = json.loads((tmp_path / "out/bundle/preprocess.json").read_text())
+    assert (preprocess["interpolation"], preprocess["mean"]) == ("bilinear, antialiased", [0.5, 0.5, 0.5])
+    timm_cache.unlink()
+    assert main(command) == 3, "what is complete does without the weights"
+    assert capsys.readouterr().out.count("unchanged, skipped") == 6
