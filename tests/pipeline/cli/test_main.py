@@ -269,8 +269,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 def test_help_reads_the_target_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    promise = "the delivered network costs at most 30 % of the dense network's FLOPs (keep 30 %, prune 70 %)"
-    assert f"--target-flops 0.3: {promise}" in words
+    assert "0.3 or 30%: keep at most 30 % of the dense network's FLOPs, prune 70 %; " in words
 
 
 def test_every_leaf_error_exists_and_is_mapped() -> None:

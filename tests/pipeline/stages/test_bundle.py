@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -24,12 +25,17 @@ NO_TORCH = (
 )
 
 
+@pytest.fixture(scope="module")
+def copy(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("work"), dirs_exist_ok=True))
+
+
 @pytest.fixture
-def work(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the complete run, as the working directory."""
-    monkeypatch.chdir(finished)
+    monkeypatch.chdir(copy)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    return finished
+    return copy
 
 
 @pytest.fixture

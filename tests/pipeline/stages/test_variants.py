@@ -34,12 +34,17 @@ from atopipe.validate.timing_statistics import Interval
 Fault = Callable[[ModelProto], None]
 
 
+@pytest.fixture(scope="module")
+def copy(finished_with_variants: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(finished_with_variants, tmp_path_factory.mktemp("work"), dirs_exist_ok=True))
+
+
 @pytest.fixture
-def work(finished_with_variants: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the complete run with variants, as the working directory."""
-    monkeypatch.chdir(finished_with_variants)
+    monkeypatch.chdir(copy)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    return finished_with_variants
+    return copy
 
 
 def read(path: Path) -> Any:
