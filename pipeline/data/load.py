@@ -52,8 +52,11 @@ def load_data(
     `on_progress(done, total)` is called while images are decoded. Raises DataError (exit code 2), or MissingDataError
     (5) if there is no such data.
     """
+    from atopipe.pipeline.data.checks import checked
+
     found, argument = find_source(source)
-    return found.load(argument, Request(seed, input_size, val_fraction, resize, interpolation), on_progress)
+    request = Request(seed, input_size, val_fraction, resize, interpolation)
+    return checked(f"data '{source}'", found.load(argument, request, on_progress))
 
 
 def _names_a_factory(name: str, scheme: str) -> bool:

@@ -140,6 +140,10 @@ class Workspace:
         data, note = normalised(self.config, data)
         if note:
             self.display.say(note)
+        if self.trained_on is not None:
+            from atopipe.pipeline.data.answer import answer, require_same
+
+            require_same(settings.source, self.trained_on, answer(data))
         return data
 
     def train_batches(self) -> "SplitBatches":

@@ -8,7 +8,8 @@ arrays or tensors. Where the function takes them, it is given `seed`, `input_siz
 in memory comes as an `atopipe.pipeline.data.dataset.Data` with its own ImageStore.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
@@ -42,18 +43,15 @@ def load(source: str, request: Request, on_progress: OnProgress | None = None) -
 
 
 def _from_arrays(who: str, source: str, result: object, input_size: int | None) -> "Data":
+    from atopipe.pipeline.data.checks import check_class_names
     from atopipe.pipeline.data.sources.arrays import data_from_arrays
 
     if not isinstance(result, Sequence) or len(result) != 5:
         raise DataError(f"{who} returned {_kind(result)}: return {RETURNS}")
-    classes = tuple(map(str, result[4])) if isinstance(result[4], Iterable) else (str(result[4]),)
-    if len(classes) < 2:
-        raise DataError(f"{who} has the class names {list(classes)}: a classifier needs two or more")
+    classes = _class_names(who, result[4])
+    check_class_names(who, classes)
     train = _part(f"{who}: the training", result[0], result[1], len(classes))
     val = _part(f"{who}: the validation", result[2], result[3], len(classes))
-    if train.labels.min() == train.labels.max():
-        only = classes[train.labels[0]]
-        raise DataError(f"{who} has training images of the class {only} only: a classifier needs two or more")
     sizes = [f"{part.pixels.shape[3]}x{part.pixels.shape[2]}" for part in (train, val)]
     if sizes[0] != sizes[1]:
         raise DataError(
@@ -61,6 +59,24 @@ def _from_arrays(who: str, source: str, result: object, input_size: int | None) 
         )
     count = len(train.labels) + len(val.labels)
     return data_from_arrays(source, f"{source}: {count:,} images", classes, train, val, input_size=input_size)
+
+
+def _class_names(who: str, given: object) -> tuple[str, ...]:
+    """In the order of their numbers, which a dict must tell and a set cannot."""
+    import numpy as np
+
+    if isinstance(given, Mapping) and sorted(map(str, given)) == sorted(map(str, range(len(given)))):
+        numbered = {int(number): name for number, name in given.items()}
+        given = [numbered[number] for number in range(len(given))]
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping, AbstractSet)):
+        raise DataError(
+            f"{who} has class names in a {type(given).__name__}: give a list, in the order of their numbers"
+        )
+    names = list(given)
+    for name in names:
+        if not isinstance(name, (str, int, np.integer)) or name is True or name is False:
+            raise DataError(f"{who} has the class name {name!r}, a {type(name).__name__}: give strings")
+    return tuple(map(str, names))
 
 
 def _part(who: str, images: object, numbers: object, classes: int) -> "LabelledImages":

@@ -237,7 +237,7 @@ def test_labels_and_names_that_do_not_fit(tmp_path: Path) -> None:
 
 # your_pkg.mod:factory
 
-FACTORIES = """
+FACTORIES = r"""
 import numpy as np
 import torch
 from atopipe.pipeline.data.load import load_data
@@ -278,6 +278,28 @@ def read_only():
     pixels = images(4)[:, ::-1]
     pixels.flags.writeable = False
     return pixels, [0, 1, 0, 1], pixels, [0, 1, 0, 1], ("a", "b")
+
+PART = (np.arange(192, dtype=np.uint8).reshape(4, 3, 4, 4), [0, 1, 0, 1])
+
+def named(names):
+    return lambda: (*PART, *PART, names)
+
+unordered, letters, numbers_of_names = named({"a", "b"}), named("ab"), named({"a": 0, "b": 1})
+of_bytes, of_none, twice = named([b"a", b"b"]), named([None, "b"]), named(["a", "a"])
+twice_composed, empty, line_break = named(["caf\u00e9", "cafe\u0301"]), named([" ", "b"]), named(["a\nb", "c"])
+separator, next_line, escape = named(["a\u2028b", "c"]), named(["a\x85b", "c"]), named(["\x1b[31m", "c"])
+turned, surrogate = named(["a\u202eb", "c"]), named(["a\udce9", "c"])
+by_number, by_text, whole = named({1: "b", 0: "a"}), named({"1": "b", "0": "a"}), named(range(2))
+joined = named(["\u0646\u200c\u0647", "b"])
+
+def leaves():
+    raise SystemExit(0)
+
+def black():
+    return images(4) * 0, [0, 1, 0, 1], images(4), [0, 1, 0, 1], ("a", "b")
+
+def white_validation():
+    return images(4), [0, 1, 0, 1], images(4) * 0 + 255, [0, 1, 0, 1], ("a", "b")
 
 def all_of_one_class():
     return images(4), [1] * 4, images(4), [0, 1, 0, 1], ("a", "b")
@@ -345,8 +367,22 @@ MESSAGES: Mapping[str, str] = {
     "too_few_labels": ": the training labels are int64 [3] for 4 images: give each image an integer",
     "too_many_classes": ": the validation labels go from 1 to 2: number the 2 classes from 0",
     "one_class": " has the class names ['a']: a classifier needs two or more",
-    "number_of_classes": " has the class names ['2']: a classifier needs two or more",
-    "all_of_one_class": " has training images of the class b only: a classifier needs two or more",
+    "number_of_classes": " has class names in a int: give a list, in the order of their numbers",
+    "unordered": " has class names in a set: give a list, in the order of their numbers",
+    "letters": " has class names in a str: give a list, in the order of their numbers",
+    "numbers_of_names": " has class names in a dict: give a list, in the order of their numbers",
+    "of_bytes": " has the class name b'a', a bytes: give strings",
+    "of_none": " has the class name None, a NoneType: give strings",
+    "twice": " has two classes named 'a': give each a name of its own",
+    "twice_composed": " has two classes named 'caf\u00e9': give each a name of its own",
+    "empty": " has the class name ' ' with nothing to read: rename the class",
+    "line_break": " has the class name 'a\\nb' with the invisible character U+000A: rename the class",
+    "separator": " has the class name 'a\\u2028b' with the invisible character U+2028: rename the class",
+    "next_line": " has the class name 'a\\x85b' with the invisible character U+0085: rename the class",
+    "escape": " has the class name '\\x1b[31m' with the invisible character U+001B: rename the class",
+    "turned": " has the class name 'a\\u202eb' with the invisible character U+202E: rename the class",
+    "surrogate": " has the class name 'a\\udce9' with the invisible character U+DCE9: rename the class",
+    "leaves": " failed with no arguments: it ended the program with sys.exit(0)",
     "two_sizes": " has training images of 8x8 pixels and validation images of 6x6: scale them alike",
     "pair": " returned a tuple of 2: return (train_images, train_labels, val_images, val_labels, class_names)",
     "broken": " failed with seed=0: OSError: the disk is away",
@@ -360,6 +396,29 @@ def test_factory_that_cannot_be_used_is_named_with_the_remedy(user_module: str, 
         load_data(f"{user_module}:{factory}", seed=0)
     assert str(caught.value) == f"data factory '{user_module}:{factory}'{message}"
     assert caught.value.exit_code == 2
+
+
+LOADED: Mapping[str, str] = {
+    "all_of_one_class": "training images of the class b only: a classifier needs two or more",
+    "black": "training images of one colour only, RGB (0, 0, 0): look at how they were made or saved",
+    "white_validation": "validation images of one colour only, RGB (255, 255, 255): "
+    "look at how they were made or saved",
+}
+
+
+@pytest.mark.parametrize(("factory", "message"), LOADED.items(), ids=LOADED)
+def test_data_that_nothing_can_be_learned_from_is_refused(user_module: str, factory: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_data(f"{user_module}:{factory}", seed=0)
+    assert str(caught.value) == f"data '{user_module}:{factory}' has {message}"
+
+
+@pytest.mark.parametrize(
+    ("factory", "names"),
+    [("by_number", "a b"), ("by_text", "a b"), ("whole", "0 1"), ("joined", "\u0646\u200c\u0647 b")],
+)
+def test_class_names_are_in_the_order_of_their_numbers(user_module: str, factory: str, names: str) -> None:
+    assert load_data(f"{user_module}:{factory}", seed=0).labels == tuple(names.split())
 
 
 def test_what_a_factory_refuses_in_a_sentence_is_passed_on(user_module: str) -> None:
