@@ -9,6 +9,7 @@ from atopipe.pipeline.cli.commands import cli
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.failures import Failure, explain
 from atopipe.pipeline.system.job import may_speak, this_job
+from atopipe.pipeline.system.openmp import wait_without_spinning
 from atopipe.pipeline.system.signals import StopRequest, handled_by
 from atopipe.pipeline.system.text import did_you_mean
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A process of a job says so even while its launcher ends it, because another one failed first.
     """
+    wait_without_spinning()
     with handled_by(StopRequest().note, *([signal.SIGTERM] if this_job().size > 1 else [])):
         return _run(argv)
 

@@ -55,7 +55,13 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--model-args is {pair}, but must be NAME=VALUE, e.g. '--model-args width=64'")
-        arguments[name] = yaml.safe_load(value)
+        try:
+            arguments[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise UsageError(
+                f"--model-args is {pair}, whose value is not valid YAML: close its brackets and quotes, or put it "
+                f"in quotes, e.g. --model-args '{name}=\"text\"'"
+            ) from None
     return arguments
 
 
@@ -75,6 +81,8 @@ def parse_config(raw: Mapping[str, object]) -> Config:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in `file`, loaded safely."""
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a folder has no lines
+        raise UsageError(f"configuration file '{file}' is not a file: give a YAML file")
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from math import sqrt
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from atopipe.pipeline.data.checks import sample_of
 from atopipe.pipeline.data.dataset import Data, Split
@@ -29,12 +29,16 @@ def answer(data: Data) -> dict[str, Any]:
 
 
 def _of(split: Split) -> dict[str, Any]:
-    digest = hashlib.sha256()
     store = split.images
-    for pixels in store.pixels.split(CHUNK) if isinstance(store, InMemory) else [sample_of(split)]:
-        digest.update(pixels.contiguous().numpy())
-    labels = hashlib.sha256(split.labels.contiguous().numpy()).hexdigest()
-    return {"images": len(split), "labels": labels, "pixels": digest.hexdigest()}
+    pixels = store.pixels if isinstance(store, InMemory) else sample_of(split)
+    return {"images": len(split), "labels": _digest(split.labels), "pixels": _digest(pixels)}
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(tensor), CHUNK):  # what is not contiguous is copied part by part
+        digest.update(tensor[start : start + CHUNK].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def require_same(source: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -57,18 +61,7 @@ def _remarks(data: Data) -> Iterator[str]:
     both, looked_at = overlap(data)
     if both:
         yield f"{both:,} of {looked_at:,} validation images are training images too: accuracy is overestimated"
-    counts = [split.labels.bincount(minlength=len(data.labels)) for split in (data.train, data.val)]
-    for one, other, words in ((0, 1, "has no training images"), (1, 0, "has no validation images")):
-        absent = [data.labels[i] for i in torch.flatnonzero((counts[one] == 0) & (counts[other] > 0)).tolist()]
-        if absent:
-            extra = f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else ""
-            images = int(counts[other][counts[one] == 0].sum())
-            kind = "validation" if other else "training"
-            named = ", ".join(absent[:NAMED])
-            yield f"class {named}{extra} {words}, but {images:,} {kind} images"
-    empty = int(((counts[0] == 0) & (counts[1] == 0)).sum())
-    if empty:
-        yield f"{empty:,} of {len(data.labels):,} classes have no images"
+    yield from _absent(data)
     if len(data.val) < FEW:
         images = f"{len(data.val):,} image{'s' if len(data.val) > 1 else ''}"
         yield f"validation has only {images}: accuracy is known to {98 / sqrt(len(data.val)):.0f} points at best"
@@ -76,3 +69,18 @@ def _remarks(data: Data) -> Iterator[str]:
     blank = int((pixels.amax(1) == pixels.amin(1)).sum())
     if blank:
         yield f"{blank:,} of {len(pixels):,} training images looked at are of a single colour"
+
+
+def _absent(data: Data) -> Iterator[str]:
+    """Classes that are never trained, never validated, or neither."""
+    train, val = (split.labels.bincount(minlength=len(data.labels)) for split in (data.train, data.val))
+    for mine, others, kind, other in ((train, val, "training", "validation"), (val, train, "validation", "training")):
+        missing = (mine == 0) & (others > 0)
+        names = [name for name, is_missing in zip(data.labels, missing.tolist(), strict=True) if is_missing]
+        if names:
+            more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+            images = int(others[missing].sum())
+            yield f"no {kind} images of class {', '.join(names[:NAMED])}{more}, but {images:,} {other} images"
+    empty = int(((train == 0) & (val == 0)).sum())
+    if empty:
+        yield f"{empty:,} of {len(data.labels):,} classes have no images"

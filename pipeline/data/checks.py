@@ -32,14 +32,16 @@ def check_class_names(who: str, names: tuple[str, ...]) -> None:
     """Raises DataError unless there are two or more, all different, each of which is one line in any file."""
     if len(names) < 2:
         raise DataError(f"{who} has the class names {list(names)}: a classifier needs two or more")
-    seen: dict[str, str] = {}
+    seen: set[str] = set()
     for name in names:
         invisible = next(_invisible(name), None)
         if invisible is not None or not name.strip():
             what = f"the invisible character U+{ord(invisible):04X}" if invisible else "nothing to read"
             raise DataError(f"{who} has the class name {name!a} with {what}: rename the class")
-        if (other := seen.setdefault(unicodedata.normalize("NFC", name), name)) is not name:
-            raise DataError(f"{who} has two classes named {other!r}: give each a name of its own")
+        composed = unicodedata.normalize("NFC", name)
+        if composed in seen:
+            raise DataError(f"{who} has two classes named {composed!r}: give each a name of its own")
+        seen.add(composed)
 
 
 def _invisible(name: str) -> Iterator[str]:

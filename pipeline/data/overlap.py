@@ -1,8 +1,8 @@
 """Images that are in both parts of a data set, found by digests of their pixels or files."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from atopipe.pipeline.data.augment import center_crop
 from atopipe.pipeline.data.dataset import Data
 from atopipe.pipeline.data.preprocessing import CHUNK, Size
 from atopipe.pipeline.data.stores import InMemory, OnDisk
-from atopipe.pipeline.system.files import sha256_file
+from atopipe.pipeline.system.files import sha256_bytes, sha256_file
 from atopipe.pipeline.system.machine import available_processors
 
 LOOKED_AT = 2000  # validation images at most, evenly spread
@@ -32,13 +32,13 @@ def overlap(data: Data) -> tuple[int, int]:
     if isinstance(train, InMemory) and isinstance(val, InMemory):
         size = data.preprocessing.size
         keys = [_sums(store.pixels, size) for store in (train, val)]
-        digests: list[Digest] = [lambda i, p=store.pixels: _digest(p[i], size) for store in (train, val)]  # type: ignore[misc]
+        digests: list[Digest] = [partial(_digest, store.pixels, size) for store in (train, val)]
     elif isinstance(train, OnDisk) and isinstance(val, OnDisk):
         keys = [_sizes(store.paths) for store in (train, val)]
-        digests = [lambda i, p=store.paths: sha256_file(p[i]) for store in (train, val)]  # type: ignore[misc]
+        digests = [partial(_digest_of_file, store.paths) for store in (train, val)]
     else:
         return 0, 0
-    return _common(keys[0], keys[1][chosen], digests[0], lambda i: digests[1](int(chosen[i]))), len(chosen)
+    return _common(keys[0], keys[1][chosen], digests[0], lambda index: digests[1](int(chosen[index]))), len(chosen)
 
 
 def _common(train: NDArray[np.int64], val: NDArray[np.int64], of_train: Digest, of_val: Digest) -> int:
@@ -50,12 +50,18 @@ def _common(train: NDArray[np.int64], val: NDArray[np.int64], of_train: Digest, 
 
 
 def _sums(pixels: Tensor, size: Size) -> NDArray[np.int64]:
-    parts = (center_crop(part, size).flatten(1).sum(1, dtype=torch.int64) for part in pixels.split(CHUNK))
-    return torch.cat(list(parts)).numpy()
+    parts = (pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK))
+    sums = [center_crop(part, size).flatten(1).sum(1, dtype=torch.int64) for part in parts]
+    return np.asarray(torch.cat(sums).numpy(), np.int64)
 
 
-def _digest(pixels: Tensor, size: Size) -> str:
-    return hashlib.sha256(center_crop(pixels[None], size).contiguous().numpy()).hexdigest()
+def _digest(pixels: Tensor, size: Size, index: int) -> str:
+    image = center_crop(pixels[index : index + 1], size)
+    return sha256_bytes(np.ascontiguousarray(image.numpy()).tobytes())
+
+
+def _digest_of_file(paths: Sequence[Path], index: int) -> str:
+    return sha256_file(paths[index])
 
 
 def _sizes(paths: Sequence[Path]) -> NDArray[np.int64]:

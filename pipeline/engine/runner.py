@@ -1,8 +1,10 @@
 """Runs stages in order on a run directory, and skips what is complete and unchanged."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from atopipe.pipeline.engine.process_group import broadcast_flags, together
 from atopipe.pipeline.engine.stage import Context, Stage
@@ -10,6 +12,7 @@ from atopipe.pipeline.engine.start import weights_of
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import DATA
 from atopipe.pipeline.rundir.plan import changes
 from atopipe.pipeline.system.errors import Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.failures import explain
@@ -41,6 +44,7 @@ def execute(
             if stage.name not in forced and run.stages.is_current(stage):
                 _skip(stage, run, display)
             else:
+                workspace.trained_on = _trained_on(stage, known, run)
                 _run_stage(stage, run, workspace, display)
     except BaseException:
         with suppress(Exception):  # the records of what is complete; what went wrong before weighs more
@@ -79,6 +83,16 @@ def execute_together(
     if job.rank == 0:
         rest = [stage for stage in chosen if stage not in (*before, *trained)]
         execute(rest, known, run, display, forced=forced, workspace=workspace)
+
+
+def _trained_on(stage: Stage, known: Sequence[Stage], run: RunDirectory) -> Mapping[str, Any] | None:
+    """What the source of the images answered when the network was trained; None where that is not done, or begins."""
+    trained = next((other for other in known if other.name == "train" and other is not stage), None)
+    result = run.stages.result("train")
+    if trained is None or result is None or DATA not in result.artifacts or not run.stages.is_current(trained):
+        return None
+    found: dict[str, Any] = json.loads(run.stages.artifact("train", DATA).read_text(encoding="utf-8"))
+    return dict(found["answer"])
 
 
 def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:

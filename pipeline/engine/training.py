@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.engine.busy import StepWatch
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.rundir.checkpoints import Checkpoints, unpacked
-from atopipe.pipeline.rundir.layout import EXECUTION
-from atopipe.pipeline.system.files import write_json
+from atopipe.pipeline.rundir.layout import DATA, EXECUTION
+from atopipe.pipeline.system.errors import DataError
+from atopipe.pipeline.system.files import sha256_json, write_json
 from atopipe.pipeline.system.job import all_reduce_min
 from atopipe.pipeline.system.signals import StopRequest, handled_by
 
@@ -49,6 +51,12 @@ def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Checkp
         with stop.listening():
             yield batches, checkpoints, report
         return
+    mine = sha256_json(workspace.answer).encode()
+    if broadcast_bytes(mine) != mine:
+        raise DataError(
+            f"data '{context.config.data.source}' gives process {workspace.job.rank} of the job other images or labels "
+            "than the first one: let it give the same each time (a set has no order, a random number needs the seed)"
+        )
     asked = StopRequest()
     with handled_by(asked.note, signal.SIGINT, signal.SIGTERM):
         yield batches, DistributedCheckpoints(checkpoints, asked, stop, first=workspace.job.rank == 0), report
@@ -58,7 +66,7 @@ def _checkpoints(context: Context) -> Checkpoints:
     run = context.run
     return Checkpoints(
         run.stages.checkpoints(context.stage.name),
-        run.stages.key(context.stage),
+        sha256_json([run.stages.key(context.stage), context.workspace.answer]),
         context.config.checkpoint_minutes,
         context.workspace.stop,
         context.display.say,
@@ -94,14 +102,32 @@ def _reporter(context: Context) -> "Report":
     """Shows every step and every epoch, and records the epochs."""
     from atopipe.ato.training.loop import EpochRecord
 
+    workspace = context.workspace
+    may_wait = workspace.device.type == "cpu" and workspace.threads > 1
+    watch = StepWatch(context.display.say) if may_wait else None
+
     def report(happened: "Progress | EpochRecord") -> None:
         if isinstance(happened, EpochRecord):
             context.display.epoch(happened)
             context.run.record.event("epoch", **asdict(happened))
         else:
             context.display.progress(happened)
+            if watch is not None:
+                watch.after(happened.phase, happened.step)
 
     return report
+
+
+def record_data(context: Context) -> None:
+    """Writes data.json: what the source answered, and what makes the figures doubtful, which is shown as well."""
+    from atopipe.pipeline.data.answer import remarks
+
+    data = context.workspace.data
+    found = remarks(data)
+    for remark in found:
+        context.display.say(f"note    {remark}")
+        context.run.record.event("data remark", text=remark)
+    write_json(context.folder / DATA, {"answer": context.workspace.answer, "remarks": found})
 
 
 def save_training(

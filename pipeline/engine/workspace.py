@@ -1,10 +1,10 @@
 """What the stages of one process share: device, data, network. Loaded once, on first use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.process_group import replicated
@@ -50,6 +50,7 @@ class Workspace:
         self.display = display
         self.job = this_job()
         self.stop = StopRequest()
+        self.trained_on: Mapping[str, Any] | None = None  # what the data have to be, if the network is trained
 
     @cached_property
     def threads(self) -> int:
@@ -126,6 +127,7 @@ class Workspace:
 
     @cached_property
     def data(self) -> "Data":
+        from atopipe.pipeline.data.answer import answer, require_same
         from atopipe.pipeline.data.load import load_data
 
         settings = self.config.data
@@ -141,10 +143,15 @@ class Workspace:
         if note:
             self.display.say(note)
         if self.trained_on is not None:
-            from atopipe.pipeline.data.answer import answer, require_same
-
             require_same(settings.source, self.trained_on, answer(data))
         return data
+
+    @cached_property
+    def answer(self) -> dict[str, Any]:
+        """What the source of the images answered, for its record and its checkpoints."""
+        from atopipe.pipeline.data.answer import answer
+
+        return answer(self.data)
 
     def train_batches(self) -> "SplitBatches":
         """Shuffled and augmented, this process's share of each; the same order in every stage and process of a run.

@@ -10,7 +10,7 @@ from atopipe.pipeline.report.ci import append_step_summary, junit
 from atopipe.pipeline.report.devices import devices_of
 from atopipe.pipeline.report.summary import Summary, VariantRow, summarise
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import MODEL, Result
+from atopipe.pipeline.rundir.layout import DATA, MODEL, Result
 from atopipe.pipeline.system.files import write_text
 from atopipe.pipeline.system.text import milliseconds, scaled
 
@@ -42,7 +42,15 @@ def summary_of(run: RunDirectory, results: Sequence[Result]) -> Summary:
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
     summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
     devices = tuple(device.sentence() for device in devices_of(run))
-    return replace(summary, devices=devices, variants=rows_of(run, metrics))
+    return replace(summary, devices=devices, data=_remarks(run), variants=rows_of(run, metrics))
+
+
+def _remarks(run: RunDirectory) -> tuple[str, ...]:
+    """What stage train found odd about its data."""
+    result = run.stages.result("train")
+    if result is None or DATA not in result.artifacts:  # of an older version
+        return ()
+    return tuple(json.loads(run.stages.artifact("train", DATA).read_text(encoding="utf-8"))["remarks"])
 
 
 def verdict_of(run: RunDirectory) -> dict[str, Any]:

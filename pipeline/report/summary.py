@@ -88,6 +88,7 @@ class Summary:
     model: str
     seconds: float
     devices: tuple[str, ...] = ()  # what other machines found, a line each
+    data: tuple[str, ...] = ()  # what makes the figures doubtful, a line each
     variants: tuple[VariantRow, ...] = ()  # where there are others than fp32
 
     def notes(self) -> tuple[str, ...]:
@@ -99,6 +100,7 @@ class Summary:
             f"target  {self.targets}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
             *(f"device  {line}" for line in self.devices),
+            *(f"data    {line}" for line in self.data),
         )
 
     def as_text(self) -> str:

@@ -114,15 +114,27 @@ class StageStore:
         What an interrupted attempt left is dropped before it. If it fails, what it wrote is dropped as well, and an
         older result stays.
         """
+        read = self.depends(stage)["outside"]  # before the stage reads it
         attempt, started = Attempt(self._begin(stage.name)), time.perf_counter()
         reset_peak_memory()
         try:
             yield attempt
             attempt.seconds = time.perf_counter() - started
+            self._require_unchanged(stage.name, read)
             self._commit(stage, attempt)
         except BaseException:
             self._abandon(stage.name)
             raise
+
+    def _require_unchanged(self, stage: str, read: Mapping[str, str]) -> None:
+        """Raises MissingError where code, weights or images are not those that the stage began with."""
+        now = self._look()
+        changed = [name for name, digest in read.items() if now.get(name) != digest]
+        if changed:
+            raise MissingError(
+                f"{' and '.join(changed)} changed while stage {stage} ran: restore what was there and run again to "
+                "resume, or run again to start with what is there now"
+            )
 
     def recover(self, stage: str) -> None:
         """Ends the commit of `stage` that a killed process had begun: its files were all there, under another name."""

@@ -1,7 +1,8 @@
 """Train the dense network while the controller learns which groups to keep.
 
-Leaves weights.safetensors (dense shape, masked groups exactly zero), groups.json, masks.safetensors, history.json,
-execution.json and, where training started from trained weights, starting_weights.json, which says from which.
+Leaves weights.safetensors (dense shape, masked groups exactly zero), groups.json, masks.safetensors, data.json,
+history.json, execution.json and, where training started from trained weights, starting_weights.json, which says from
+which.
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.start import described
-from atopipe.pipeline.engine.training import save_training, training_session
+from atopipe.pipeline.engine.training import record_data, save_training, training_session
 from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
@@ -36,6 +37,8 @@ def run(context: Context) -> dict[str, float]:
     config, workspace = context.config, context.workspace
     workspace.check_model()
     workspace.train_batches()  # refused before the network is traced if they are too large
+    if workspace.job.rank == 0:
+        record_data(context)
     model = workspace.first_model()
     groups = _groups(context, model)
     budgets = _budgets(context, model, groups)

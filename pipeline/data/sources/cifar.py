@@ -25,6 +25,7 @@ HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 SIDE = 32
 LONGEST_NAMES = 100_000  # bytes; the real lists of names have less than 2,000
 CHUNK = 2**20
+LONGEST_ARCHIVE = 2**28  # bytes unpacked; the real ones have 185 million
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _from_archive(edition: Edition, archive: Path) -> Mapping[str, bytes]:
     wanted = (*edition.files, edition.names)
     contents: dict[str, bytes] = {}
     try:
-        with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
+        with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, edition), mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 content = tar.extractfile(member) if member.isfile() and name in wanted else None
@@ -152,10 +153,32 @@ def _from_archive(edition: Edition, archive: Path) -> Mapping[str, bytes]:
                     _check_size(edition, name, member.size, archive)
                     contents[name] = content.read()
             while unpacked.read(CHUNK):  # to the end, where the checksum is compared
-                pass
+                if unpacked.tell() > LONGEST_ARCHIVE:
+                    raise tarfile.ReadError("the archive does not end")
     except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"archive '{archive}' is damaged or incomplete: {edition.remedy} again") from error
     return contents
+
+
+class _Bounded:
+    """An unpacked archive that is given up where it asks for more memory, or goes on for longer, than a real one."""
+
+    def __init__(self, unpacked: gzip.GzipFile, edition: Edition) -> None:
+        self.unpacked = unpacked
+        self.longest = max(edition.files.values()) * edition.record + CHUNK
+        self.tell = unpacked.tell
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; raises tarfile.ReadError."""
+        if not 0 <= size <= self.longest:
+            raise tarfile.ReadError(f"an entry claims {size} bytes")
+        return self.unpacked.read(size)
+
+    def seek(self, position: int) -> int:
+        """Goes on at `position`; raises tarfile.ReadError."""
+        if not 0 <= position <= LONGEST_ARCHIVE:
+            raise tarfile.ReadError(f"an entry ends at byte {position}")
+        return self.unpacked.seek(position)
 
 
 def _check_size(edition: Edition, name: str, size: int, place: Path) -> None:

@@ -1,6 +1,7 @@
 """Data from the official CIFAR archives and from users' functions, against files written byte by byte."""
 
 import gzip
+import resource
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -126,6 +128,7 @@ def test_files_of_the_official_size_are_loaded_by_name(tmp_path: Path) -> None:
     for name, count in CIFAR10.files.items():
         records = np.memmap(tmp_path / name, np.uint8, "w+", shape=(count, CIFAR10.record))
         records[:, 0] = np.arange(count) % 10
+        records[:, 1] = 255
         records.flush()
     (tmp_path / CIFAR10.names).write_text("\n".join("abcdefghij"))
     data = load_data(f"cifar10:{tmp_path}", seed=0)
@@ -195,6 +198,20 @@ def test_archive_with_a_changed_byte_fails_its_checksum(tmp_path: Path) -> None:
 def test_archive_that_is_none(tmp_path: Path) -> None:
     (tmp_path / CIFAR10.archive).write_text("<html>not found</html>")
     assert "is damaged or incomplete" in refused(TINY10, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.REGTYPE])
+def test_an_entry_that_claims_to_be_huge_takes_no_memory(tmp_path: Path, kind: bytes) -> None:
+    claim = tarfile.TarInfo("x")
+    claim.type, claim.size = kind, 6 * 10**9
+    with gzip.open(tmp_path / CIFAR10.archive, "wb") as file:
+        file.write(claim.tobuf() + bytes(2**20))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 3 * 10**8, hard))
+    try:
+        assert "is damaged or incomplete" in refused(TINY10, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_archive_whose_files_are_links_is_refused(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
                 "weights.safetensors",
                 "groups.json",
                 "masks.safetensors",
+                "data.json",
                 "history.json",
                 "execution.json",
                 "result.json",
