@@ -125,7 +125,8 @@ def test_the_command_line_has_json_only_on_standard_output(here: Path, capsys: p
         .read_text()
         .replace(
             "nn.Linear(3, num_classes)",
-            "nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))",
+            "nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
+            "nn.Flatten(), nn.Linear(8, num_classes))",
         )
     )
     assert main(["inspect", "--model", f"{name}:net", "--data", "digits", "--json"]) == 0
