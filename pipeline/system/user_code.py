@@ -118,7 +118,7 @@ def _import(who: str, module_name: str, folder: Path, kind: type[AtopipeError]) 
     file = Path(module_name).resolve() if _is_file(module_name) else None
     if file is not None and not file.is_file():
         raise kind(f"{who} does not import: there is no file '{module_name}'; give the path of a Python file")
-    name = str(file) if file else module_name
+    name = _name_of(file) if file else module_name
     if name in sys.modules:
         _require_unchanged(who, name, kind)
         return sys.modules[name]
@@ -142,17 +142,22 @@ def _require_no_shadow(who: str, folder: Path, kind: type[AtopipeError]) -> None
             raise kind(f"{who}: '{origin}' was imported in the place of the library {name}: give it another name")
 
 
+def _name_of(path: Path) -> str:
+    """Of the module in a file: without dots, or a relative import would look for a package named as the folders."""
+    return str(path).replace(".", "\u00b7")
+
+
 def _run_file(who: str, path: Path, kind: type[AtopipeError]) -> ModuleType:
     """The module in a Python file, which may import its neighbours."""
-    spec = spec_from_file_location(str(path), path)
+    name = _name_of(path)
+    spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise kind(f"{who} does not import: '{path}' is not a Python file; give the path of one")
-    module = sys.modules[str(path)] = module_from_spec(spec)
-    module.__package__ = ""  # or a relative import would look for a package named as the folders
+    module = sys.modules[name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # user code may raise anything
-        del sys.modules[str(path)]
+        del sys.modules[name]
         raise kind(f"{who} does not import: {reason(error)}; {_remedy(error, str(path))}") from error
     return module
 
