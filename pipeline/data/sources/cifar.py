@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
 from atopipe.pipeline.system.errors import DataError, MissingDataError
@@ -145,7 +145,7 @@ def _from_archive(edition: Edition, archive: Path) -> Mapping[str, bytes]:
     wanted = (*edition.files, edition.names)
     contents: dict[str, bytes] = {}
     try:
-        with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, edition), mode="r:") as tar:
+        with gzip.open(archive) as unpacked, tarfile.open(fileobj=_bounded(unpacked, edition), mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 content = tar.extractfile(member) if member.isfile() and name in wanted else None
@@ -179,6 +179,11 @@ class _Bounded:
         if not 0 <= position <= LONGEST_ARCHIVE:
             raise tarfile.ReadError(f"an entry ends at byte {position}")
         return self.unpacked.seek(position)
+
+
+def _bounded(unpacked: gzip.GzipFile, edition: Edition) -> IO[bytes]:
+    """The archive, of which tarfile uses what `_Bounded` has."""
+    return cast(IO[bytes], _Bounded(unpacked, edition))
 
 
 def _check_size(edition: Edition, name: str, size: int, place: Path) -> None:

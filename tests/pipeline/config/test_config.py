@@ -1,5 +1,6 @@
 """The configuration: precedence, round trip, and one sentence for everything that is wrong with it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, WeightSettings
-from atopipe.pipeline.config.load import load_config, parse_config, recipe_names
+from atopipe.pipeline.config.load import load_config, parse_arguments, parse_config, recipe_names
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.system.errors import UsageError
@@ -186,3 +187,23 @@ def test_the_configuration_cannot_be_changed() -> None:
     config: Config = load_config(None, GIVEN)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 1  # type: ignore[misc]
+
+
+NO_YAML = ("width=[1", "width={a", "width='x", "width=2024-99-99", "width=!!python/object:os.system")
+
+
+@pytest.mark.parametrize("pair", NO_YAML)
+def test_model_arguments_that_are_no_yaml_are_refused(pair: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_arguments([pair])
+    assert str(caught.value).startswith(f"--model-args is {pair}, whose value is not valid YAML: ")
+
+
+@pytest.mark.parametrize("role", ["config", "recipe"])
+@pytest.mark.parametrize("name", ["pipe.yaml", "folder.yaml"])
+def test_a_pipe_or_a_folder_is_no_configuration(tmp_path: Path, role: str, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    file, values = (tmp_path / name, {}) if role == "config" else (None, {**GIVEN, "recipe": str(tmp_path / name)})
+    with pytest.raises(UsageError, match=r"is not a file: give a YAML file$"):
+        load_config(file, values)

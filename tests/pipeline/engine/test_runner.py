@@ -61,6 +61,49 @@ def test_complete_stages_are_skipped_and_a_forced_one_is_redone_with_what_reads_
     assert (first.runs, second.runs) == (2, 2)
 
 
+@pytest.mark.parametrize("edited", ["net.py", "helper.py"])
+def test_code_that_changes_while_a_stage_runs_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
+) -> None:
+    """Which code was run would not be known; restored, the stage resumes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("import helper\n")
+    (tmp_path / "helper.py").write_text("")
+    config = load_config(None, {"model.name": "net.py:net", "target_flops": 0.3})
+
+    def edit(context: Context) -> Mapping[str, float]:
+        (tmp_path / edited).write_text("import helper  # edited\n")
+        return {}
+
+    stage = Stage(name="train", settings=("model",), run=edit)
+    run = RunDirectory.create(tmp_path / "run", config)
+    with pytest.raises(MissingError) as caught:
+        execute([stage], [stage], run, QuietDisplay())
+    assert str(caught.value) == (
+        "model code changed while stage train ran: restore what was there and run again to resume, "
+        "or run again to start with what is there now"
+    )
+    assert run.stages.result("train") is None
+
+
+def test_images_that_change_while_a_stage_runs_are_no_result(tmp_path: Path) -> None:
+    image = tmp_path / "photos/train/a/1.png"
+    for part in ("train", "val"):
+        for label in "ab":
+            (tmp_path / "photos" / part / label).mkdir(parents=True)
+            (tmp_path / "photos" / part / label / "1.png").write_text(part + label)
+    source = f"imagefolder:{tmp_path / 'photos'}"
+    config = load_config(None, {"model.name": "resnet18", "target_flops": 0.3, "data.source": source})
+
+    def edit(context: Context) -> Mapping[str, float]:
+        image.write_text("another")
+        return {}
+
+    stage = Stage(name="train", settings=("data",), run=edit)
+    with pytest.raises(MissingError, match=r"^data changed while stage train ran: "):
+        execute([stage], [stage], RunDirectory.create(tmp_path / "run", config), QuietDisplay())
+
+
 def test_a_stage_alone_needs_what_it_reads(run: RunDirectory) -> None:
     first, second = Counting("train"), Counting("shrink", ("train",))
     with pytest.raises(UsageError) as caught:

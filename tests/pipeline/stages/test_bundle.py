@@ -164,11 +164,84 @@ def test_the_preprocessing_is_that_of_training_bit_for_bit(
     np.testing.assert_array_equal(got, preprocess(image, settings))
 
 
-def test_a_turned_image_is_set_upright_as_in_training() -> None:
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8))
-    image.getexif()[0x0112] = 6
-    settings = Preprocessing((32, 32), (36, 36), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    np.testing.assert_array_equal(infer.preprocess(image, json.loads(settings.to_json())), preprocess(image, settings))
+SETTINGS = Preprocessing((32, 32), (36, 36), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("size", [(40, 60), (3, 400), (900, 2), (1, 30_000)])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_a_turned_image_or_a_strip_is_prepared_as_in_training(size: tuple[int, int], orientation: int) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8))
+    image.getexif()[0x0112] = orientation
+    np.testing.assert_array_equal(infer.preprocess(image, json.loads(SETTINGS.to_json())), preprocess(image, SETTINGS))
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "png", "jpg"])
+def test_a_file_is_prepared_as_in_training(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)).save(
+        tmp_path / f"a.{suffix}", exif=exif
+    )
+    images = [Image.open(tmp_path / f"a.{suffix}") for _ in range(2)]
+    got = infer.preprocess(images[0], json.loads(SETTINGS.to_json()))
+    np.testing.assert_array_equal(got, preprocess(images[1], SETTINGS))
+
+
+NO_RANGE = "the picture has numbers whose range nothing defines: "
+TOO_LARGE = "has more than 178 megapixels, the most that is decoded: scale it down"
+
+
+def bad_pictures() -> dict[str, tuple[Image.Image | bytes, str]]:
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    return {
+        "float.tiff": (Image.fromarray(ramp), NO_RANGE),
+        "integers.tiff": (
+            Image.fromarray(ramp.astype(np.int32)),
+            NO_RANGE,
+        ),
+        "huge.png": (
+            Image.new("1", (20_000, 9_000)),
+            "has more than 178 megapixels, the most that is decoded: scale it down",
+        ),
+        "empty.png": (b"", "cannot be read as a picture: "),
+        "header.png": (b"\x89PNG\r\n\x1a\n" + bytes(40), "cannot be read as a picture: "),
+        "text.jpg": (b"not a picture", "cannot be read as a picture: "),
+        "cut.webp": (b"RIFF\xff\xff\xff\xffWEBPVP8 ", "cannot be read as a picture: "),
+    }
+
+
+@pytest.mark.parametrize("name", bad_pictures())
+def test_a_picture_that_is_none_is_one_sentence(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    content, words = bad_pictures()[name]
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else content.save(path)
+    monkeypatch.setattr(infer, "HERE", bundle)
+    with pytest.raises(infer.Failed) as caught:
+        infer.read_picture(path)
+    assert words in str(caught.value)
+
+
+def test_fuzzed_pictures_are_classified_or_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(infer, "HERE", bundle)
+    numbers, outcomes = np.random.default_rng(0), set()
+    for number in range(200):
+        suffix = ("png", "jpg", "gif", "tiff", "bmp", "webp")[number % 6]
+        path = tmp_path / f"{number}.{suffix}"
+        Image.fromarray(numbers.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+        content = bytearray(path.read_bytes())
+        for _ in range(int(numbers.integers(1, 9))):
+            content[int(numbers.integers(len(content)))] = int(numbers.integers(256))
+        path.write_bytes(content[: int(numbers.integers(len(content) // 2, len(content) + 1))])
+        try:
+            assert np.isfinite(infer.read_picture(path)).all()
+            outcomes.add("read")
+        except infer.Failed:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_the_test_data_is_what_onnx_reads(bundle: Path) -> None:
