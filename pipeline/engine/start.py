@@ -135,7 +135,8 @@ def normalised(config: Config, data: "Data") -> tuple["Data", str | None]:
     wanted, trained = config.data.normalize, trained_on(config)
     given = parse_normalisation(wanted) if wanted else None
     if wanted == "weights" and trained is None:
-        raise UsageError("--normalize weights: nothing is known of their images: give MEAN:STD, or --normalize data")
+        which = "what a file was trained with is not known" if config.model.weights else "there are no weights"
+        raise UsageError(f"--normalize weights: {which}: give MEAN:STD, or --normalize data")
     if given is None and (wanted == "data" or trained is None):
         return data, _untold(config)
     mean, std = given or (trained.mean, trained.std)  # type: ignore[union-attr]  # there is one of the two

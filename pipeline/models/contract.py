@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atopipe.pipeline.models.build import CLASS_ARGUMENTS, ModelError
 
 OTHER_CHANNELS = (1, 2, 4, 6)
-CHANNEL_ARGUMENTS = "in_chans, in_channels"
+CHANNEL_ARGUMENTS = "in_chans=3, in_channels=3, ..., with --model-args where it takes one"
 
 
 def require_logits(model: nn.Module, who: str, example: Tensor, classes: int) -> None:
@@ -30,7 +30,7 @@ def require_logits(model: nn.Module, who: str, example: Tensor, classes: int) ->
     if channels is not None:
         raise ModelError(
             f"{who} takes images of {channels} {'channel' if channels == 1 else 'channels'}, and every image is given "
-            f"as RGB: build it for 3 channels, e.g. with --model-args ({CHANNEL_ARGUMENTS}=3)"
+            f"as RGB: build it for 3 channels ({CHANNEL_ARGUMENTS})"
         )
 
 

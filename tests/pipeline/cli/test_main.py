@@ -202,7 +202,7 @@ def test_a_network_for_grey_images_is_refused_and_told_what_it_was_given(
     (here / "tiny_grey.py").write_text(TINY.replace("block(3, 16)", "block(1, 16)"))
     code, line = said(capsys, "run", "--model", "tiny_grey:net", "--target-flops", "0.5", "--quiet")
     assert code == 2
-    assert "does not run on an image of shape [3, 32, 32]" in line
+    assert "takes images of 1 channel, and every image is given as RGB: build it for 3 channels" in line
     assert line.endswith("; choose another --input-size or another model")
 
 

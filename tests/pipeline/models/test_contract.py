@@ -78,7 +78,8 @@ def test_a_network_for_other_channels_is_refused_with_cause_and_remedy(channels:
         require_logits(network(4, channels), "model 'net.py:net'", EXAMPLE, 4)
     assert str(caught.value) == (
         f"model 'net.py:net' takes images of {channels} {'channel' if channels == 1 else 'channels'}, and every image "
-        "is given as RGB: build it for 3 channels, e.g. with --model-args (in_chans, in_channels=3)"
+        "is given as RGB: build it for 3 channels (in_chans=3, in_channels=3, ..., with --model-args where it takes "
+        "one)"
     )
 
 

@@ -330,7 +330,9 @@ def test_the_datas_own_normalisation_stays_where_nothing_else_is_known_or_wanted
         for weights, values in ((None, {}), ("w.pth", {}), ("default", {"data.normalize": "data"}))
     )
     assert plain == file == asked
-    with pytest.raises(UsageError, match=r"^--normalize weights: nothing is known of their images: give MEAN:STD"):
+    with pytest.raises(
+        UsageError, match=r"^--normalize weights: what a file was trained with is not known: give MEAN:STD"
+    ):
         _ = Workspace(config("resnet18", "w.pth", **{"data.normalize": "weights"}), QuietDisplay()).data
 
 
