@@ -12,12 +12,14 @@ import yaml
 from pydantic import ValidationError
 
 from atopipe.pipeline.config.messages import sentence, unknown_keys
-from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.schema import BASELINE, Config
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import nearest_or_all
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "quick"
+FINETUNE = "finetune"  # the default where there are weights to start from
+WHOLE = {"weights", "phases", "controller", "projection"}  # a recipe that has them is complete, as a run's file is
 
 
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
@@ -42,7 +44,7 @@ def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Co
     """The validated configuration `raw`, overridden by `values`."""
     raw = {key: _expand(key, value) for key, value in raw.items()}
     given = dict(values)
-    raw["recipe"] = _recipe(given.pop("recipe", None) or raw.get("recipe", DEFAULT_RECIPE))
+    raw["recipe"] = _recipe(given.pop("recipe", None) or raw.get("recipe"), _default_recipe(raw, given))
     for name, value in given.items():
         raw = _merge(raw, _nested(name, value))
     return parse_config(raw)
@@ -73,6 +75,8 @@ def parse_config(raw: Mapping[str, object]) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise UsageError(sentence(error.errors()[0], Config)) from None
+    if config.teacher == BASELINE and not config.baseline:
+        raise UsageError("--teacher baseline learns from the dense network: add --baseline to train it")
     limit = config.gates.max_accuracy_drop
     if limit is not None and limit < 1 and not config.baseline:
         raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
@@ -105,12 +109,27 @@ def _expand(key: str, value: object) -> object:
     return {SHORTHAND[key]: value} if key in SHORTHAND and isinstance(value, str) else value
 
 
-def _recipe(chosen: object) -> object:
-    """The settings of a recipe given by name, by file, or inline with a `base` it changes."""
+def _default_recipe(raw: Mapping[str, object], given: Mapping[str, object]) -> str:
+    """The recipe that is taken, or changed, where none is named."""
+    model = raw.get("model")
+    starts = given.get("model.weights", model.get("weights") if isinstance(model, Mapping) else None)
+    return DEFAULT_RECIPE if starts is None else FINETUNE
+
+
+def _recipe(chosen: object, default: str) -> object:
+    """The settings of a recipe given by name, by file, or inline with a `base` it changes; `default` where none is."""
     if isinstance(chosen, Mapping):
         inline = dict(chosen)
-        return _merge(_named_recipe(str(inline.pop("base", DEFAULT_RECIPE))), inline)
-    return _named_recipe(chosen) if isinstance(chosen, str) else chosen
+        base = inline.pop("base", DEFAULT_RECIPE if inline.keys() >= WHOLE else default)
+        return _merge(_named_recipe(str(base)), inline)
+    return _named_recipe(chosen or default) if isinstance(chosen, str | None) else chosen
+
+
+def follows(config: Config, recipe: str) -> bool:
+    """Whether a run trains by this recipe, for however many epochs and with whatever batches."""
+    named = {key: value for key, value in _named_recipe(recipe).items() if key not in ("epochs", "batch_size")}
+    resolved = config.resolved()["recipe"]
+    return bool(_merge(resolved, named) == resolved)
 
 
 def _named_recipe(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from atopipe.pipeline.config.targets import Target
 # Settings that leave a run the same run.
 HOW_NOT_WHAT = frozenset({"baseline", "variants", "validation", "gates", "threads", "checkpoint_minutes", "preflight"})
 FULL = "fp32"
+BASELINE = "baseline"  # as a teacher: the dense network of the run
 DEFAULT_DROP = 0.05  # of top-1 against the dense network, where a baseline tells and no other limit is set
 VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
 
@@ -106,6 +107,7 @@ class Config(Section):
     """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
     `latency_table`: what another device measured of a pack; `deployment`: where latency is measured and limited.
+    `teacher`: what the pruned network learns from beside the labels, the `BASELINE` or a file of weights;
     `baseline`: train the dense network too, to compare with; `variants`: formats to try, fp32 included, a list or
     separated by commas; `gates`: what must be reached; `checkpoint_minutes`: at most so much training is lost.
     """
@@ -118,6 +120,7 @@ class Config(Section):
     deployment: DeploymentSettings = DeploymentSettings()
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
+    teacher: str | None = Field(default=None, exclude_if=_is_none)
     baseline: bool = False
     variants: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
     validation: ValidationSettings = ValidationSettings()
@@ -166,4 +169,4 @@ class Config(Section):
     def slice_for(self, settings: Iterable[str]) -> dict[str, Any]:
         """The part of the configuration with these names: what a stage depends on."""
         resolved = self.resolved()
-        return {name: resolved[name] for name in settings}
+        return {name: resolved[name] for name in settings if name in resolved}

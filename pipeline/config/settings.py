@@ -211,6 +211,12 @@ TRAINING = (
 )
 STARTING = (
     Setting(
+        "teacher",
+        "--teacher",
+        "NAME",
+        "Distil from a trained network as well: baseline (with --baseline), or a file of weights of this model.",
+    ),
+    Setting(
         "baseline",
         "--baseline/--no-baseline",
         help="Also train the dense network, by the same recipe, for comparison.",

@@ -35,16 +35,23 @@ def always(config: Config) -> bool:
     return True
 
 
+def reads_all(config: Config, stage: str) -> bool:
+    """All inputs are read."""
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage(StageSpec):
     """A step of a run: everything there is to say of it, in its own file.
 
     `run` writes files and returns flat metrics; `wanted`: whether a run of that configuration goes through it;
+    `reads`: whether it reads that one of its `inputs` in a run of that configuration;
     `distributed`: whether every process of a job takes part in it, or the first one alone; `remedy`: the option that
     makes a run want it, if not every run does.
     """
 
     run: Callable[[Context], Mapping[str, float]]
     wanted: Callable[[Config], bool] = always
+    reads: Callable[[Config, str], bool] = reads_all
     distributed: bool = False
     remedy: str = ""

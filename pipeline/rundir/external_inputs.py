@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from atopipe.pipeline.config.schema import Config, ModelSettings
+from atopipe.pipeline.config.schema import BASELINE, Config, ModelSettings
 from atopipe.pipeline.data.load import find_source
 from atopipe.pipeline.data.source import DataSource, no_files
 from atopipe.pipeline.models.weights.source import file_named, is_file_name
@@ -28,7 +28,11 @@ from atopipe.pipeline.system.machine import available_processors
 from atopipe.pipeline.system.user_code import is_factory_name
 
 # Setting -> what a stage that depends on it also depends on.
-OUTSIDE: Mapping[str, tuple[str, ...]] = {"model": ("model code", "weights"), "data": ("data", "data code")}
+OUTSIDE: Mapping[str, tuple[str, ...]] = {
+    "model": ("model code", "weights"),
+    "data": ("data", "data code"),
+    "teacher": ("teacher",),
+}
 
 
 def fingerprints(config: Config, record: Path) -> dict[str, str]:
@@ -64,6 +68,8 @@ def _outside(config: Config) -> dict[str, dict[str, Path] | DataError]:
         found["model code"] = code_files(model.name)
     if model.weights:
         found["weights"] = _one(_weights(model))
+    if config.teacher not in (None, BASELINE):
+        found["teacher"] = _one(Path(str(config.teacher)))
     if source is not None and source.files is not no_files:
         try:
             found[source.reads] = dict(source.files(argument))

@@ -15,7 +15,16 @@ STAGES: tuple[Stage, ...] = tuple(
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
-    """Those that a run of this configuration goes through; each reads only what is among them."""
+    """Those that a run of this configuration goes through, each after those of them that it reads."""
     wanted = [stage for stage in STAGES if stage.wanted(config)]
     names = {stage.name for stage in wanted}
-    return tuple(replace(stage, inputs=tuple(n for n in stage.inputs if n in names)) for stage in wanted)
+    waiting = [
+        replace(stage, inputs=tuple(n for n in stage.inputs if n in names and stage.reads(config, n)))
+        for stage in wanted
+    ]
+    placed: dict[str, Stage] = {}
+    while waiting:
+        ready = next(stage for stage in waiting if placed.keys() >= set(stage.inputs))
+        placed[ready.name] = ready
+        waiting.remove(ready)
+    return tuple(placed.values())

@@ -7,10 +7,13 @@ which.
 
 from typing import TYPE_CHECKING
 
+from atopipe.pipeline.config.load import FINETUNE, follows
+from atopipe.pipeline.config.schema import BASELINE, Config
 from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.start import described
+from atopipe.pipeline.engine.teacher import objective
 from atopipe.pipeline.engine.training import record_data, save_training, training_session
 from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
@@ -43,13 +46,15 @@ def run(context: Context) -> dict[str, float]:
     groups = _groups(context, model)
     budgets = _budgets(context, model, groups)
     dense = {budget.cost.name: budget.cost.dense for budget in budgets}
+    if config.model.weights is not None and follows(config, FINETUNE):
+        context.display.say("recipe  finetune, because training starts from weights: --recipe NAME for another")
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(config.targets, dense)}")
     if config.preflight:
         context.display.say(f"preflight ok: {workspace.preflight(model, groups, budgets).as_text()}")
 
     execution, choose = workspace.execution(model), mask_choice(context, model, groups, budgets)
-    head = workspace.head(model)
+    head, taught = workspace.head(model), objective(context, execution)
     with training_session(context) as (batches, checkpointer, report):
         trained = train(
             model.to(workspace.device),
@@ -62,6 +67,7 @@ def run(context: Context) -> dict[str, float]:
             report=report,
             execution=execution,
             choose=choose,
+            objective=taught,
             head=head,
             calibration=workspace.calibration(execution),
             checkpointer=checkpointer,
@@ -73,6 +79,11 @@ def run(context: Context) -> dict[str, float]:
     if weights := described(config):
         write_json(context.folder / STARTING_WEIGHTS, weights)
     return {"time.epochs_s": save_training(context, trained.model, trained.history, execution)}
+
+
+def reads(config: Config, stage: str) -> bool:
+    """The dense network is read where it teaches."""
+    return stage != BASELINE or config.teacher == BASELINE
 
 
 def _groups(context: Context, model: "nn.Module") -> "Groups":
@@ -125,8 +136,9 @@ def _described(groups: "Groups") -> str:
 STAGE = Stage(
     name="train",
     run=run,
-    inputs=("profile",),
-    settings=("model", "data", *TARGETS, "recipe", "seed", "device"),
+    inputs=("profile", BASELINE),
+    reads=reads,
+    settings=("model", "data", *TARGETS, "recipe", "teacher", "seed", "device"),
     libraries=("torch", "torchvision", "torch-pruning", "numpy"),
     distributed=True,
 )
