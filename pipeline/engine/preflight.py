@@ -21,24 +21,38 @@ if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
     from atopipe.ato.recipe import Align
     from atopipe.ato.search.budget import Budget
+    from atopipe.export.onnx import ExportReport
+    from atopipe.validate.parity import Parity
+
+IMAGES = 4  # random ones; a file is exported with a batch of two
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What came out: fractions of the dense network by cost, differences as in a run, and the seconds it took."""
+    """What came out: fractions of the dense network by cost, differences as in a run, and the seconds it took.
+
+    `rounding_ratio`: how many times as far as torch in float32 ONNX Runtime is from the same network in float64.
+    """
 
     ratios: dict[str, float]
     lossless: float
     parity: float
     tolerance: float
+    rounding_ratio: float
     opset: int
     bytes: int
     seconds: float
 
     @property
     def passed(self) -> bool:
-        """Whether ONNX Runtime computes what torch computes; removal that is not lossless raises."""
-        return self.parity <= self.tolerance
+        """Whether ONNX Runtime computes what torch computes; removal that is not lossless raises.
+
+        Random weights may make more of float32's rounding than trained ones do: what torch is off by as well is no
+        fault of the file.
+        """
+        from atopipe.validate.parity import ROUNDING_LIMIT
+
+        return self.parity <= self.tolerance or self.rounding_ratio <= ROUNDING_LIMIT
 
     def as_text(self) -> str:
         """One line."""
@@ -77,32 +91,46 @@ def run_preflight(
     widths = select_widths(scores, groups, budgets, align)
     mask = best_groups(scores, groups, widths)
     scale_groups(masked, groups, mask)
+    images = torch.randn((IMAGES, *example.shape[1:]), generator=generator)
+    _fit_statistics(masked, images)
     small, _ = shrink(masked, groups, mask)
     lossless = prove_lossless(masked, groups, mask, small, probe.images[:1], generator).max_rel_diff
-    parity, tolerance, opset, size = _export(small, example, generator)
+    parity, report = _export(small, example, images)
     return Preflight(
         ratios={budget.cost.name: kept_fraction(budget.cost, widths) for budget in budgets},
         lossless=lossless,
-        parity=parity,
-        tolerance=tolerance,
-        opset=opset,
-        bytes=size,
+        parity=parity.max_rel_diff,
+        tolerance=parity.tolerance,
+        rounding_ratio=parity.rounding_ratio,
+        opset=report.opset,
+        bytes=report.bytes,
         seconds=time.perf_counter() - started,
     )
 
 
-def _export(small: "nn.Module", example: "Tensor", generator: "torch.Generator") -> tuple[float, float, int, int]:
-    """Largest relative difference in ONNX Runtime, the one allowed, opset and bytes of the file."""
+def _fit_statistics(masked: "nn.Module", images: "Tensor") -> None:
+    """Norm layers' statistics from one batch, so that signals stay in range: the probe's may be of two tiny images."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    if any(isinstance(module, _BatchNorm) for module in masked.modules()):
+        with torch.no_grad():
+            masked.train()
+            masked(images)
+    masked.eval()
+
+
+def _export(small: "nn.Module", example: "Tensor", images: "Tensor") -> "tuple[Parity, ExportReport]":
+    """How near ONNX Runtime is to torch on the images, and what was written."""
     import torch
 
     from atopipe.export.onnx import export_onnx
     from atopipe.pipeline.models.inference import as_function, in_float64
     from atopipe.validate.parity import measure_parity
 
-    images = torch.randn((1, *example.shape[1:]), generator=generator).numpy()  # exported with a batch of two
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL
         report = export_onnx(small, example, path, metadata={})
         single, exact = as_function(small.eval(), torch.device("cpu")), in_float64(small)
-        parity = measure_parity(single, path, images, exact=exact, batch_sizes=(1,))
-    return parity.max_rel_diff, parity.tolerance, report.opset, report.bytes
+        parity = measure_parity(single, path, images.numpy(), exact=exact, batch_sizes=(1, IMAGES))
+    return parity, report

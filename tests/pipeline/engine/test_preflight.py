@@ -13,7 +13,7 @@ from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.cost import flops
 from atopipe.pipeline.cli.main import main
-from atopipe.pipeline.engine.preflight import run_preflight
+from atopipe.pipeline.engine.preflight import Preflight, run_preflight
 
 NETS = """
 import torch
@@ -147,3 +147,30 @@ def test_inspect_tries_the_target_of_the_configuration_file(capsys: pytest.Captu
 def test_arguments_that_are_none_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = said(capsys, "inspect", "--model", "nets.py:net", "--model-args", "width")
     assert (code, line) == (2, "atopipe: --model-args is width, but must be NAME=VALUE, e.g. '--model-args width=64'")
+
+
+def deep() -> nn.Module:
+    """As EfficientNet-Lite0 is on small images: many norm layers whose last maps are single pixels."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for position in range(40):
+        width = 3 if position == 0 else 16
+        stride = 2 if position % 8 == 0 else 1
+        layers += [nn.Conv2d(width, 16, 3, stride, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+def test_random_weights_make_no_rounding_that_trained_ones_would_not() -> None:
+    torch.set_num_threads(1)
+    model, example, generator = deep(), torch.zeros(1, 3, 64, 64), torch.Generator().manual_seed(0)
+    groups = find_groups(model, example, generator)
+    budget = Budget.of_dense(flops(model, groups, example), 0.6)
+    rehearsal = run_preflight(model, groups, [budget], example, align=1, generator=generator)
+    assert rehearsal.parity < rehearsal.tolerance / 5
+    assert rehearsal.passed
+
+
+def test_rounding_that_torch_shares_is_no_fault_of_the_file() -> None:
+    numbers = {"ratios": {}, "lossless": 0.0, "tolerance": 1e-4, "opset": 18, "bytes": 1, "seconds": 1.0}
+    assert Preflight(**numbers, parity=5e-4, rounding_ratio=1.2).passed
+    assert not Preflight(**numbers, parity=5e-4, rounding_ratio=500.0).passed
