@@ -40,6 +40,7 @@ class Stream(IntEnum):
 
 
 STATISTICS_BATCH = 64
+UNKNOWN = -1  # no network was built yet
 
 
 class Workspace:
@@ -51,6 +52,7 @@ class Workspace:
         self.job = this_job()
         self.stop = StopRequest()
         self.trained_on: Mapping[str, Any] | None = None  # what the data have to be, if the network is trained
+        self._where_logits_are: int | str | None = UNKNOWN
 
     @cached_property
     def threads(self) -> int:
@@ -204,8 +206,14 @@ class Workspace:
         """The dense network, freshly initialised from the seed; `note` is told what had to be done with it."""
         import torch
 
+        from atopipe.pipeline.models.outputs import find_logits, give_logits
+
         torch.manual_seed(self.config.seed)
-        return new_model(self.config, len(self.data.labels), note)
+        model, classes = new_model(self.config, len(self.data.labels), note), len(self.data.labels)
+        if self._where_logits_are is UNKNOWN:
+            who = f"model '{self.config.model.name}'"
+            self._where_logits_are = find_logits(model, self.images(2), classes, who)
+        return give_logits(model, self._where_logits_are)
 
     def first_model(self) -> "nn.Module":
         """The network as training starts from it: with the weights that the configuration names, if any.

@@ -36,7 +36,7 @@ def require_logits(model: nn.Module, who: str, example: Tensor, classes: int) ->
 
 def _output(model: nn.Module, images: Tensor) -> Any:
     """What comes out for the images; None where the network does not take them."""
-    with _in_evaluation(model), torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+    with in_evaluation(model), torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
         return model(images)
     return None
 
@@ -48,7 +48,7 @@ def _channels(model: nn.Module, example: Tensor) -> int | None:
 
 
 @contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
+def in_evaluation(model: nn.Module) -> Iterator[None]:
     """While active; afterwards every module is in the mode in which it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -68,7 +68,7 @@ def in_float64(model: "nn.Module") -> "ExactNetwork":
 
     import torch
 
-    exact = copy.deepcopy(model).cpu().double()
+    exact = copy.deepcopy(model).cpu().double().train(model.training)  # some forget their mode when copied
 
     @torch.inference_mode()
     def network(images: "NDArray[np.float32]") -> "NDArray[np.float64]":
