@@ -98,7 +98,7 @@ def _inspect(config: Config, workspace: Workspace) -> Inspection:
     groups = workspace.groups(model)
     costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
     if config.target_latency is not None:
-        raise UsageError("inspect knows FLOPs and parameters: see 'atopipe profile' for what latency is reachable")
+        raise UsageError("inspect supports FLOPs and parameters only: 'atopipe profile' shows the reachable latency")
     budgets = [Budget(costs[name], target.limit(costs[name].dense)) for name, target in config.targets.items()]
     align = config.recipe.align
     if budgets:

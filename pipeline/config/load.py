@@ -94,7 +94,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of characters, dates and numbers
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
-        raise UsageError(f"configuration file '{file}' is no valid YAML{where}") from None
+        raise UsageError(f"configuration file '{file}' is not valid YAML{where}") from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise UsageError(f"configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'")
     return raw

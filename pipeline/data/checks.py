@@ -40,7 +40,7 @@ def check_class_names(who: str, names: tuple[str, ...]) -> None:
             raise DataError(f"{who} has the class name {name!a} with {what}: rename the class")
         composed = unicodedata.normalize("NFC", name)
         if composed in seen:
-            raise DataError(f"{who} has two classes named {composed!r}: give each a name of its own")
+            raise DataError(f"{who} has two classes named {composed!r}: give each a different name")
         seen.add(composed)
 
 
@@ -68,7 +68,7 @@ def _check_pixels(who: str, split: Split) -> None:
         raise DataError(f"{who} of {smaller}: scale them to it or more")
     if len(split) > 1 and bool((pixels == pixels[:1, :, :1, :1]).all()):
         colour = tuple(pixels[0, :, 0, 0].tolist())
-        raise DataError(f"{who} of one colour only, RGB {colour}: look at how they were made or saved")
+        raise DataError(f"{who} of one colour only, RGB {colour}: check how they were made")
 
 
 def sample_of(split: Split) -> Tensor:

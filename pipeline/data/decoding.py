@@ -38,7 +38,7 @@ def _reading(path: Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise DataError(f"image '{path}' {_complaint(error)}, or take it out of the folder") from error
+        raise DataError(f"image '{path}' {_complaint(error)}, or remove it from the folder") from error
 
 
 def _complaint(error: Exception) -> str:

@@ -51,4 +51,4 @@ def _name(module: nn.Module) -> str:
 def _require_python(name: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         what = f"'{name}' in it is" if name else "it is"
-        raise ValueError(f"{what} a TorchScript module, whose layers cannot be cut: build the torch.nn.Module instead")
+        raise ValueError(f"{what} a TorchScript module, which cannot be pruned: build the torch.nn.Module instead")

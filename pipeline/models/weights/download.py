@@ -22,14 +22,14 @@ def fetch(source: WeightsSource) -> None:
     The server is asked for a sign of life first: the libraries would try again and again for half a minute.
     """
     if source.forbidden:
-        raise MissingError(_absent(source, f"and {source.forbidden} forbids to fetch them"))
+        raise MissingError(_absent(source, f"and {source.forbidden} forbids the download"))
     if not _answers(source.address):
         raise MissingError(_absent(source, "and their server cannot be reached"))
     try:
         with _limited_silence():
             source.fetch()
     except Exception as error:  # libraries for networks raise many kinds
-        raise MissingError(_absent(source, f"and cannot be fetched ({type(error).__name__})")) from error
+        raise MissingError(_absent(source, f"and cannot be downloaded ({type(error).__name__})")) from error
 
 
 def download(address: str, path: Path) -> None:

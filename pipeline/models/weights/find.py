@@ -22,7 +22,7 @@ def find_weights(model: str, weights: str, args: Mapping[str, object] | None = N
     if model in model_names():
         return torchvision_weights.find(model, weights)
     raise UsageError(
-        f"--weights '{weights}' is no file, and '{model}' has no weights by name: "
+        f"--weights '{weights}' is not a file, and '{model}' has no weights by name: "
         "give a file, or a model of torchvision or timm"
     )
 

@@ -54,9 +54,9 @@ def _require_known(timm: Any, model: str, architecture: str, tag: str, weights: 
     names = [name.partition(".") for name in timm.list_pretrained(f"{architecture}*")]
     tags = [tag for name, _, tag in names if name == architecture]
     if not tags:
-        raise UsageError(f"--weights '{weights}' is no file, and timm has no weights for '{model}': give a file")
+        raise UsageError(f"--weights '{weights}' is not a file, and timm has no weights for '{model}': give a file")
     if tag and tag not in tags:
-        raise UsageError(f"'{tag}' is no file and no weights of 'timm/{architecture}': {nearest_or_all(tag, tags)}")
+        raise UsageError(f"'{tag}' is neither a file nor weights of 'timm/{architecture}': {nearest_or_all(tag, tags)}")
 
 
 def _on_the_hub(settings: Any) -> dict[str, Any]:

@@ -21,12 +21,14 @@ def find(model: str, weights: str) -> WeightsSource:
     from torchvision import models
 
     if model in cifar.BUILDERS:
-        raise UsageError(f"--weights '{weights}' is no file, and '{model}' has no weights by name: give a file")
+        raise UsageError(f"--weights '{weights}' is not a file, and '{model}' has no weights by name: give a file")
     members = models.get_model_weights(model)
     tag = weights.rpartition(".")[2].upper()
     if tag not in members.__members__:
         known = [name.lower() if name == "DEFAULT" else name for name in members.__members__]
-        raise UsageError(f"--weights '{weights}' is no file and no weights of '{model}': {nearest_or_all(tag, known)}")
+        raise UsageError(
+            f"--weights '{weights}' is neither a file nor weights of '{model}': {nearest_or_all(tag, known)}"
+        )
     member: Any = members[tag]
     path = Path(hub.get_dir()) / "checkpoints" / Path(urlparse(member.url).path).name
     return WeightsSource(

@@ -137,7 +137,7 @@ def read_pack(folder: Path) -> dict[str, Any]:
         pack: dict[str, Any] = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
         for network in pack["networks"]:
             if hashlib.sha256((folder / network["file"]).read_bytes()).hexdigest() != network["sha256"]:
-                raise Failed(f"'{folder / network['file']}' is not as it was written: make the pack again")
+                raise Failed(f"'{folder / network['file']}' has changed: make the pack again")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Failed(
             f"'{folder}' is no pack of networks: give the folder that 'atopipe profile --pack' wrote"

@@ -159,9 +159,9 @@ def test_what_is_missing_is_said() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("model: [", "configuration file '{file}' is no valid YAML (line 1)"),
+        ("model: [", "configuration file '{file}' is not valid YAML (line 1)"),
         ("- a\n- b\n", "configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'"),
-        ("!!python/object/apply:os.system ['true']", "configuration file '{file}' is no valid YAML (line 1)"),
+        ("!!python/object/apply:os.system ['true']", "configuration file '{file}' is not valid YAML (line 1)"),
         ("", "configuration file '{file}' must hold 'key: value' lines, e.g. 'target_flops: 0.3'"),
         ("model: 5\ntarget_flops: 0.3\n", "--model is 5, but must be a name, or a section of 'key: value' lines"),
         (

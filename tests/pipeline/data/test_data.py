@@ -603,7 +603,7 @@ def test_a_pgm_of_twelve_bits_is_scaled_by_the_white_that_it_names(tmp_path: Pat
     assert np.abs(pixels - RAMP).max() <= 1
 
 
-NO_RANGE = "whose range nothing defines: save it with 8 or 16 bits a channel, or take it out of the folder"
+NO_RANGE = "whose range nothing defines: save it with 8 or 16 bits a channel, or remove it from the folder"
 
 
 @pytest.mark.parametrize(
@@ -631,7 +631,7 @@ def test_a_picture_beyond_the_limit_is_healthy_but_too_large(tmp_path: Path) -> 
     source = write_folder(tmp_path, TWO_CLASSES)
     bad = tmp_path / "train/cat/huge.png"
     Image.new("1", (20_000, 9_000)).save(bad)
-    words = "has more than 178 megapixels, the most that is decoded: scale it down, or take it out of the folder"
+    words = "has more than 178 megapixels, the most that is decoded: scale it down, or remove it from the folder"
     assert refused(source, DataError, 2) == f"image '{bad}' {words}"
 
 
@@ -727,7 +727,7 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | str, words: 
     source = write_folder(tmp_path, TWO_CLASSES, 40, 40)
     bad = tmp_path / "val/dog/001.png"
     bad.write_bytes(content if isinstance(content, bytes) else bad.read_bytes()[:2000])
-    assert refused(source, DataError, 2) == f"image '{bad}' {words}, or take it out of the folder"
+    assert refused(source, DataError, 2) == f"image '{bad}' {words}, or remove it from the folder"
 
 
 @pytest.mark.usefixtures("from_disk")
@@ -737,4 +737,4 @@ def test_unreadable_image_read_by_a_worker_is_named_in_one_sentence(tmp_path: Pa
     bad.write_bytes(b"")
     with pytest.raises(DataError) as caught:
         everything(data.val.batches(2, device="cpu"))
-    assert str(caught.value) == f"image '{bad}' {UNKNOWN}, or take it out of the folder"
+    assert str(caught.value) == f"image '{bad}' {UNKNOWN}, or remove it from the folder"

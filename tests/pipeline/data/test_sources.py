@@ -390,8 +390,8 @@ MESSAGES: Mapping[str, str] = {
     "numbers_of_names": " has class names in a dict: give a list, in the order of their numbers",
     "of_bytes": " has the class name b'a', a bytes: give strings",
     "of_none": " has the class name None, a NoneType: give strings",
-    "twice": " has two classes named 'a': give each a name of its own",
-    "twice_composed": " has two classes named 'caf\u00e9': give each a name of its own",
+    "twice": " has two classes named 'a': give each a different name",
+    "twice_composed": " has two classes named 'caf\u00e9': give each a different name",
     "empty": " has the class name ' ' with nothing to read: rename the class",
     "line_break": " has the class name 'a\\nb' with the invisible character U+000A: rename the class",
     "separator": " has the class name 'a\\u2028b' with the invisible character U+2028: rename the class",
@@ -417,9 +417,8 @@ def test_factory_that_cannot_be_used_is_named_with_the_remedy(user_module: str, 
 
 LOADED: Mapping[str, str] = {
     "all_of_one_class": "training images of the class b only: a classifier needs two or more",
-    "black": "training images of one colour only, RGB (0, 0, 0): look at how they were made or saved",
-    "white_validation": "validation images of one colour only, RGB (255, 255, 255): "
-    "look at how they were made or saved",
+    "black": "training images of one colour only, RGB (0, 0, 0): check how they were made",
+    "white_validation": "validation images of one colour only, RGB (255, 255, 255): check how they were made",
 }
 
 

@@ -138,5 +138,5 @@ def test_torchscript_is_refused_with_the_remedy(factories: Callable[[str], str],
         build_model(name, 4)
     assert str(caught.value) == (
         f"model factory '{name}' cannot be used: {where} is a "
-        "TorchScript module, whose layers cannot be cut: build the torch.nn.Module instead"
+        "TorchScript module, which cannot be pruned: build the torch.nn.Module instead"
     )

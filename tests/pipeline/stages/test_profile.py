@@ -100,7 +100,7 @@ def test_a_device_times_every_layer_of_every_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda pack: (pack / "001.onnx").write_bytes(b"other"), "is not as it was written: make the pack again"),
+        (lambda pack: (pack / "001.onnx").write_bytes(b"other"), "has changed: make the pack again"),
         (lambda pack: (pack / "pack.json").write_text("{"), "is no pack of networks"),
         (lambda pack: (pack / "pack.json").write_text('{"networks": [], "format": 9}'), "is a pack of another version"),
     ],

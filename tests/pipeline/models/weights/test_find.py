@@ -166,7 +166,7 @@ def test_nothing_is_asked_where_the_hub_is_to_stay_offline(
 ) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "model.safetensors' and HF_HUB_OFFLINE forbids to fetch them: run 'hf" in message(
+    assert "model.safetensors' and HF_HUB_OFFLINE forbids the download: run 'hf" in message(
         MissingError, TIMM, "default"
     )
     assert connections == []
@@ -215,21 +215,21 @@ def message(kind: type[Exception], model: str, weights: str) -> str:
 def test_a_name_that_nobody_has_gets_the_nearest() -> None:
     pytest.importorskip("timm")
     assert message(UsageError, "resnet50", "IMAGENET1K_V3") == (
-        "--weights 'IMAGENET1K_V3' is no file and no weights of 'resnet50': "
+        "--weights 'IMAGENET1K_V3' is neither a file nor weights of 'resnet50': "
         "did you mean IMAGENET1K_V2 or IMAGENET1K_V1?"
     )
     assert message(UsageError, "timm/resnet18", "a1_in2k").startswith(
-        "'a1_in2k' is no file and no weights of 'timm/resnet18': did you mean a1_in1k, "
+        "'a1_in2k' is neither a file nor weights of 'timm/resnet18': did you mean a1_in1k, "
     )
     assert message(UsageError, "timm/resnet18.a1_in2k", "default").endswith("did you mean a1_in1k, a3_in1k or a2_in1k?")
     assert message(UsageError, "timm/resnet18.a1_in1k", "a2_in1k") == (
         "--weights 'a2_in1k' is another tag than that of --model 'timm/resnet18.a1_in1k': write --weights default"
     )
     assert message(UsageError, "resnet20", "default") == (
-        "--weights 'default' is no file, and 'resnet20' has no weights by name: give a file"
+        "--weights 'default' is not a file, and 'resnet20' has no weights by name: give a file"
     )
     assert message(UsageError, "net.py:make", "default") == (
-        "--weights 'default' is no file, and 'net.py:make' has no weights by name: "
+        "--weights 'default' is not a file, and 'net.py:make' has no weights by name: "
         "give a file, or a model of torchvision or timm"
     )
 
