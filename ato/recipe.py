@@ -149,7 +149,7 @@ class Recipe:
     live_shrink: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
-    statistics_images: int = 512
+    statistics_images: int = 0
     weights: WeightSettings = field(default_factory=WeightSettings)
     phases: PhaseSettings = field(default_factory=PhaseSettings)
     controller: ControllerSettings = field(default_factory=ControllerSettings)

@@ -19,7 +19,7 @@ from atopipe.pipeline.system.text import nearest_or_all
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "quick"
 FINETUNE = "finetune"  # the default where there are weights to start from
-WHOLE = {"weights", "phases", "controller", "projection"}  # a recipe that has them is complete, as a run's file is
+WHOLE = {"weights", "phases", "controller", "projection"}  # a recipe that has them is a run's own: nothing is added
 
 
 SHORTHAND: Mapping[str, str] = {"model": "name", "data": "source"}
@@ -120,8 +120,9 @@ def _recipe(chosen: object, default: str) -> object:
     """The settings of a recipe given by name, by file, or inline with a `base` it changes; `default` where none is."""
     if isinstance(chosen, Mapping):
         inline = dict(chosen)
-        base = inline.pop("base", DEFAULT_RECIPE if inline.keys() >= WHOLE else default)
-        return _merge(_named_recipe(str(base)), inline)
+        if inline.keys() >= WHOLE and "base" not in inline:
+            return inline
+        return _merge(_named_recipe(str(inline.pop("base", default))), inline)
     return _named_recipe(chosen or default) if isinstance(chosen, str | None) else chosen
 
 

@@ -92,6 +92,15 @@ def test_trained_weights_are_finetuned_without_being_asked(tmp_path: Path) -> No
     file = tmp_path / "a.yaml"
     file.write_text("{model: {name: resnet18, weights: w.pt}, target_flops: 0.5, recipe: {epochs: 3}}")
     assert follows(load_config(file), FINETUNE)
-    whole = load_config(None, {**GIVEN, **weights, "recipe": "quick"})
-    file.write_text(json.dumps(whole.resolved()))
-    assert load_config(file) == whole
+    for recipe in ("quick", "finetune"):
+        whole = load_config(None, {**GIVEN, **weights, "recipe": recipe})
+        file.write_text(json.dumps(whole.resolved()))
+        assert load_config(file) == whole
+
+
+def test_a_run_from_before_a_setting_was_there_keeps_what_was_done_then(tmp_path: Path) -> None:
+    whole = load_config(None, GIVEN).resolved()
+    assert whole["recipe"].pop("statistics_images") > 0
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(whole))
+    assert load_config(file).recipe.statistics_images == 0
