@@ -1,7 +1,7 @@
 """Which skips are in order, which files come first, and folders that all workers of a session share."""
 
-import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,12 +57,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeO
     shared = root if worker_id == "master" else root.parent
 
     def made(name: str, fill: Callable[[Path], None]) -> Path:
-        folder, partial = shared / f"once-{name}", shared / f"partial-{name}-{os.getpid()}"
-        with FileLock(shared / f"{name}.lock"):
-            if not folder.exists():
-                partial.mkdir()
-                fill(partial)
-                partial.rename(folder)
+        folder, done = shared / f"once-{name}", shared / f"once-{name}.done"
+        with FileLock(shared / f"once-{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
         return folder
 
     return made

@@ -128,7 +128,11 @@ def truncate(bundle: Path) -> None:
     [
         (truncate, False, "model.onnx is missing or changed: unpack the bundle again"),
         (downgrade, False, "model.onnx is missing or changed: unpack the bundle again"),
-        (lambda bundle: (bundle / "MODEL_CARD.md").unlink(), False, "MODEL_CARD.md is missing or not the file"),
+        (
+            lambda bundle: (bundle / "MODEL_CARD.md").unlink(),
+            False,
+            "MODEL_CARD.md is missing or changed",
+        ),
         (spoil_labels, True, "labels.txt does not hold the labels that are stored in model.onnx"),
         (spoil_mean, True, "preprocess.json does not hold the preprocessing that is stored in model.onnx"),
         (spoil_logits, True, "a logit of model.onnx differs by "),
@@ -281,7 +285,10 @@ def test_the_measurements_of_a_device_become_a_line_of_the_report(
     assert capsys.readouterr().err.startswith(sentence)
     (work / "device.json").write_text("{}")
     assert main(["report", "out", "--add", "device.json"]) == 2
-    assert "holds no measurements: give what 'python infer.py --bench --json' printed" in capsys.readouterr().err
+    assert (
+        "holds no measurements: give the output of 'python infer.py --bench --json' on the device"
+        in capsys.readouterr().err
+    )
     assert main(["report", "out", "--add", "nothing.json"]) == 5
 
 

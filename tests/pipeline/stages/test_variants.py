@@ -242,7 +242,7 @@ def test_activations_beyond_float16_leave_that_variant_out(work: Path, capsys: p
     recommit(work / "large", "export", "model.onnx", spoiled(overflow))
     assert main(["quantize", "large"]) == 0
     made = read(work / "large/stages/quantize/variants.json")
-    assert made["fp16"]["reason"].startswith("float16 ends at 65504, and the activation '")
+    assert made["fp16"]["reason"].startswith("float16 ends at 65504, but the activation '")
     assert f"fp16    skipped: {made['fp16']['reason']}\n" in capsys.readouterr().out
     assert sorted(path.name for path in (work / "large/stages/quantize").glob("*.onnx")) == ["model.int8.onnx"]
     main(["validate", "large", "--quiet"])
