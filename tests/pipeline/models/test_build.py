@@ -157,8 +157,7 @@ def test_a_file_is_a_factorys_module_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert message_of(f"{tmp_path}/torn.py:net").startswith(
         f"model factory '{tmp_path}/torn.py:net' does not import: SyntaxError: invalid syntax"
     )
-    for name in ("beside", str(tmp_path / "my net.py")):
-        del sys.modules[name]
+    sys.modules.pop("beside")
 
 
 def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
