@@ -75,6 +75,8 @@ def _check(model: nn.Module, groups: Groups, timed: Sequence[TimedNetwork]) -> N
     if len(timed) < HELD_OUT + LEAST_FITTED:
         raise LatencyTableError(f"{len(timed)} timed networks are too few: time {HELD_OUT + LEAST_FITTED} or more")
     known = dict(model.named_modules())
+    if not timed[0].layers or not all(sum(network.layers.values()) > 0 for network in timed):
+        raise LatencyTableError("the table has layers that take no time: time the networks again")
     sizes = groups.sizes
     for network in timed:
         fits = len(network.widths) == len(sizes) and all(0 < w <= s for w, s in zip(network.widths, sizes, strict=True))

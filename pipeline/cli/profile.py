@@ -1,5 +1,6 @@
 """`atopipe profile`: a pack for a device to time, or what this machine makes of the network's widths."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,9 +55,12 @@ class Profile:
 
 def write_device_pack(config: Config, folder: Path) -> None:
     """Fills a new folder with what a device has to time; UsageError where there is something in it already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--pack '{folder}' is not an empty folder: choose another")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--pack '{folder}' cannot be made ({error.strerror}): choose another folder") from error
     make_pack(Workspace(config, QuietDisplay()), folder)
 
 
@@ -67,17 +71,19 @@ def profile_network(config: Config) -> Profile:
     workspace = Workspace(config, QuietDisplay())
     with TemporaryDirectory() as scratch, workspace.limited_threads():
         pack = make_pack(workspace, Path(scratch))
-        table = read_table(config.latency_table) if config.latency_table else timed_here(config, Path(scratch))
-        check_table(table, pack, config.latency_table or "made here")
+        table = (
+            read_table(config.latency_table) if config.latency_table is not None else timed_here(config, Path(scratch))
+        )
+        check_table(table, pack, config.deployment, config.latency_table or "made here")
         model = workspace.new_model()
         groups = workspace.groups(model)
         cost, error = fitted_cost(pack, table, model, groups)
         return Profile(
-            where=f"{table['processor']}, threads {table['threads']}, batch {table['batch']}",
-            dense_ms=table["networks"][0]["ms"],
+            where=f"{table.processor}, threads {table.threads}, batch {table.batch}",
+            dense_ms=table.networks[0].ms,
             minimum=reachable_minimum(groups, cost, config.recipe.align),
             error=error,
-            layers=_costliest(table["networks"][0]["layers"], _layer_flops(workspace)),
+            layers=_costliest(table.networks[0].layers, _layer_flops(workspace)),
         )
 
 

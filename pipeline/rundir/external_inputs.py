@@ -32,6 +32,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "model": ("model code", "weights"),
     "data": ("data", "data code"),
     "teacher": ("teacher",),
+    "latency_table": ("latency table",),
 }
 
 
@@ -70,6 +71,8 @@ def _outside(config: Config) -> dict[str, dict[str, Path] | DataError]:
         found["weights"] = _one(_weights(model))
     if config.teacher not in (None, BASELINE):
         found["teacher"] = _one(Path(str(config.teacher)))
+    if config.latency_table is not None:
+        found["latency table"] = _one(Path(config.latency_table))
     if source is not None and source.files is not no_files:
         try:
             found[source.reads] = dict(source.files(argument))

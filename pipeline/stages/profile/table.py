@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from atopipe.pipeline.config.schema import DeploymentSettings
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
-from atopipe.pipeline.stages.profile.pack import FORMAT
 from atopipe.pipeline.system.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -18,37 +20,72 @@ if TYPE_CHECKING:
     from atopipe.ato.search.latency import HeldOutError
 
 TABLE = "latency.json"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 LARGEST_TABLE = 16 * 2**20  # bytes
-FIELDS = ("pack", "runtime", "processor", "provider", "threads", "batch", "input", "networks")
+
+Milliseconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=1, le=2**31)]
 
 
-def read_table(file: str) -> dict[str, Any]:
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class TimedFile(Part):
+    """One network of a pack as it was timed: milliseconds of the whole, of each layer, and of the rest."""
+
+    file: str
+    ms: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    layers: Annotated[dict[str, Milliseconds], Field(min_length=1)]
+    rest: Milliseconds
+
+
+class LatencyTable(Part):
+    """What `probe.py` writes: of which pack, where, and the times of its networks in order."""
+
+    format: Literal[1]
+    pack: str
+    runtime: str
+    processor: str
+    provider: str
+    threads: Whole
+    batch: Whole
+    input: list[Whole]
+    graph_level: str
+    seconds: Milliseconds
+    networks: Annotated[list[TimedFile], Field(min_length=1, max_length=10_000)]
+
+
+def read_table(file: str) -> LatencyTable:
     """The table in a file that a probe wrote; one sentence where there is none, or it is damaged."""
     path = Path(file)
-    if not path.is_file():
-        raise MissingError(
-            f"--latency-table '{file}' is not there: run 'python probe.py PACK' on the device, and copy it"
-        )
     try:
-        content = path.read_bytes()
-        table = json.loads(content) if len(content) <= LARGEST_TABLE else None
-        if not isinstance(table, dict) or table.get("format") != FORMAT or any(name not in table for name in FIELDS):
-            raise ValueError("it has other fields")
-        for network in table["networks"]:
-            float(network["ms"]), float(network["rest"]), dict(network["layers"]), str(network["file"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if not path.is_file():
+            raise MissingError(
+                f"--latency-table '{file}' is not there: run 'python probe.py PACK' on the device, and copy it"
+            )
+        content = path.read_bytes() if path.stat().st_size <= LARGEST_TABLE else b""
+        return LatencyTable.model_validate_json(content)
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"--latency-table '{file}' is no latency.json of a probe, or damaged: copy it again"
         ) from error
-    return table
 
 
-def check_table(table: Mapping[str, Any], pack: Mapping[str, Any], name: str) -> None:
-    """UsageError unless the table is of this pack: the same network, input, classes and versions."""
-    if table["pack"] != pack["digest"] or len(table["networks"]) != len(pack["networks"]):
+def check_table(table: LatencyTable, pack: Mapping[str, Any], deployment: DeploymentSettings, name: str) -> None:
+    """UsageError unless the table is of this pack, its networks in order, and of the deployment that is asked for."""
+    files = [network.file for network in table.networks]
+    if table.pack != pack["digest"] or files != [network["file"] for network in pack["networks"]]:
         raise UsageError(
             f"--latency-table '{name}' is of another network, input or version: make the pack again with "
             "'atopipe profile', and time it on the device"
+        )
+    asked = (PROVIDERS[deployment.provider], deployment.threads, deployment.batch)
+    if (table.provider, table.threads, table.batch) != asked:
+        raise UsageError(
+            f"--latency-table '{name}' was made with {table.provider}, {table.threads} threads and batch "
+            f"{table.batch}: give the same with --deploy-provider, --deploy-threads and --deploy-batch, or "
+            "time the pack again"
         )
 
 
@@ -59,26 +96,27 @@ def held_out_error(context: Context, model: "nn.Module", groups: "Groups") -> "H
 
 def latency_cost(context: Context, model: "nn.Module", groups: "Groups") -> "tuple[BilinearCost, HeldOutError]":
     """The cost in milliseconds, from the table of stage profile, and its error on networks it has not seen."""
-    pack, table = (_of_profile(context, name) for name in ("pack/pack.json", TABLE))
+    pack = json.loads(_of_profile(context, "pack/pack.json"))
+    table = LatencyTable.model_validate_json(_of_profile(context, TABLE))
     return fitted_cost(pack, table, model, groups)
 
 
-def _of_profile(context: Context, name: str) -> Any:
+def _of_profile(context: Context, name: str) -> bytes:
     """What a file of stage profile holds, in every process of a job: the first one alone has it."""
     job = context.workspace.job
     content = context.input("profile", name).read_bytes() if job.rank == 0 else b""
-    return json.loads(broadcast_bytes(content) if job.size > 1 else content)
+    return broadcast_bytes(content) if job.size > 1 else content
 
 
 def fitted_cost(
-    pack: Mapping[str, Any], table: Mapping[str, Any], model: "nn.Module", groups: "Groups"
+    pack: Mapping[str, Any], table: LatencyTable, model: "nn.Module", groups: "Groups"
 ) -> "tuple[BilinearCost, HeldOutError]":
     """The cost that the table of this pack gives; UsageError where it does not fit the network."""
     from atopipe.ato.search.latency import LatencyTableError, TimedNetwork, fit_latency
 
     timed = [
-        TimedNetwork(tuple(entry["widths"]), found["ms"], found["layers"], found["rest"])
-        for entry, found in zip(pack["networks"], table["networks"], strict=True)
+        TimedNetwork(tuple(entry["widths"]), found.ms, found.layers, found.rest)
+        for entry, found in zip(pack["networks"], table.networks, strict=True)
     ]
     try:
         return fit_latency(model, groups, timed)

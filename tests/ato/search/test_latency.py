@@ -70,9 +70,13 @@ def test_the_error_is_that_of_networks_the_fit_has_not_seen(residual: nn.Module,
         (lambda timed: timed[:10], "10 timed networks are too few: time 20 or more"),
         (lambda timed: [TimedNetwork((1,), n.ms, n.layers, n.rest) for n in timed], "are of another network"),
         (lambda timed: [TimedNetwork(n.widths, n.ms, {"other": 1.0}, 0.0) for n in timed], "are of another network"),
+        (
+            lambda timed: [TimedNetwork(n.widths, n.ms, dict.fromkeys(n.layers, 0.0), 1.0) for n in timed],
+            "take no time",
+        ),
         (lambda timed: [TimedNetwork(n.widths, float("nan"), n.layers, 0.0) for n in timed], "are no numbers"),
     ],
-    ids=["too few", "other widths", "other layers", "no numbers"],
+    ids=["too few", "other widths", "other layers", "no time", "no numbers"],
 )
 def test_times_that_cannot_be_fitted_are_refused(
     harm: Callable[[list[TimedNetwork]], list[TimedNetwork]],

@@ -20,7 +20,7 @@ from atopipe.pipeline.config.schema import DeploymentSettings
 from atopipe.pipeline.models.build import build_model
 from atopipe.pipeline.stages.profile.measure import LatencyMeter
 from atopipe.pipeline.stages.profile.pack import Architecture, random_widths, write_pack
-from atopipe.pipeline.stages.profile.table import check_table, read_table
+from atopipe.pipeline.stages.profile.table import LatencyTable, check_table, read_table
 from atopipe.pipeline.system.errors import MissingError, UsageError
 
 
@@ -121,6 +121,7 @@ def test_a_damaged_pack_is_one_sentence(harm, words: str, tmp_path: Path) -> Non
     assert done.stderr.count("\n") == 1
 
 
+NETWORK = {"file": "000.onnx", "ms": 2.0, "layers": {"conv1": 1.0}, "rest": 0.5}
 TABLE = {
     "format": 1,
     "pack": "0" * 64,
@@ -130,13 +131,15 @@ TABLE = {
     "threads": 1,
     "batch": 1,
     "input": [3, 32, 32],
-    "networks": [{"file": "000.onnx", "ms": 2.0, "layers": {"conv1": 1.0}, "rest": 0.5}],
+    "graph_level": "all",
+    "seconds": 60.5,
+    "networks": [NETWORK],
 }
 
 
 def test_a_table_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text(json.dumps(TABLE))
-    assert read_table(str(tmp_path / "latency.json")) == TABLE
+    assert read_table(str(tmp_path / "latency.json")).model_dump() == TABLE
 
 
 def test_a_table_that_is_not_there_names_what_writes_it(tmp_path: Path) -> None:
@@ -158,9 +161,16 @@ def test_a_table_that_is_not_there_names_what_writes_it(tmp_path: Path) -> None:
         json.dumps({name: value for name, value in TABLE.items() if name != "networks"}),
         json.dumps({**TABLE, "networks": [{"file": "000.onnx", "ms": "fast", "layers": {}, "rest": 0}]}),
         json.dumps({**TABLE, "networks": [None]}),
+        json.dumps({**TABLE, "threads": True}),
+        json.dumps({**TABLE, "networks": [{**NETWORK, "ms": "2.0"}]}),
+        json.dumps({**TABLE, "networks": [{**NETWORK, "ms": 0.0}]}),
+        json.dumps({**TABLE, "networks": [{**NETWORK, "rest": None}]}),
+        json.dumps({**TABLE, "networks": [{**NETWORK, "layers": []}]}),
+        json.dumps({**TABLE, "networks": [{**NETWORK, "layers": {}}]}),
+        json.dumps(TABLE).replace("0.5", "1" * 400),
         "\0" * 40,
     ],
-    ids=["cut off", "nested", "a list", "other version", "no networks", "no number", "no network", "zeros"],
+    ids=[f"case {number}" for number in range(15)],
 )
 def test_a_damaged_table_is_one_sentence(content: str, tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
@@ -170,9 +180,21 @@ def test_a_damaged_table_is_one_sentence(content: str, tmp_path: Path) -> None:
     assert str(caught.value) == f"--latency-table '{file}' is no latency.json of a probe, or damaged: copy it again"
 
 
-def test_a_table_of_another_pack_is_refused() -> None:
-    with pytest.raises(UsageError, match="--latency-table 't' is of another network, input or version"):
-        check_table(TABLE, {"digest": "1" * 64, "networks": TABLE["networks"]}, "t")
+@pytest.mark.parametrize(
+    ("pack", "deployment", "words"),
+    [
+        ({"digest": "1" * 64, "networks": [NETWORK]}, {}, "is of another network, input or version"),
+        ({"digest": "0" * 64, "networks": [NETWORK, NETWORK]}, {}, "is of another network, input or version"),
+        ({"digest": "0" * 64, "networks": [{"file": "001.onnx"}]}, {}, "is of another network, input or version"),
+        ({"digest": "0" * 64, "networks": [NETWORK]}, {"threads": 2}, "was made with CPUExecutionProvider, 1 threads"),
+        ({"digest": "0" * 64, "networks": [NETWORK]}, {"batch": 8}, "was made with CPUExecutionProvider, 1 threads"),
+        ({"digest": "0" * 64, "networks": [NETWORK]}, {"provider": "cuda"}, "was made with CPUExecutionProvider"),
+    ],
+    ids=["digest", "number", "order", "threads", "batch", "provider"],
+)
+def test_a_table_of_something_else_is_refused(pack, deployment, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError, match=f"--latency-table 't' {words}"):
+        check_table(LatencyTable.model_validate(TABLE), pack, DeploymentSettings(**deployment), "t")
 
 
 def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
