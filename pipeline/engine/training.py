@@ -1,6 +1,5 @@
 """What the stages that train share: their batches, what keeps their snapshots, what is shown, what they leave."""
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from atopipe.pipeline.rundir.layout import DATA, EXECUTION
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.files import sha256_json, write_json
 from atopipe.pipeline.system.job import all_reduce_min
-from atopipe.pipeline.system.signals import StopRequest, handled_by
+from atopipe.pipeline.system.signals import StopRequest, ending, handled_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +57,7 @@ def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Checkp
             "than the first one: let it give the same each time (a set has no order, a random number needs the seed)"
         )
     asked = StopRequest()
-    with handled_by(asked.note, signal.SIGINT, signal.SIGTERM):
+    with handled_by(asked.note, *ending()):
         yield batches, DistributedCheckpoints(checkpoints, asked, stop, first=workspace.job.rank == 0), report
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a stage is given up at once, training ends after the step it is in.
+"""Ctrl-C, SIGTERM and a closed terminal: a stage is given up at once, training ends after the step it is in.
 
 Handlers belong to the main thread of a program: called from another one, as by a scheduler of trials or a notebook's
 worker, everything here leaves the signals to whoever owns them.
@@ -11,6 +11,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object]
+
+
+def ending() -> tuple[signal.Signals, ...]:
+    """The signals that ask a process to end; a closed terminal's only if nobody, as nohup does, has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)  # there is none on Windows
+    closed = () if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else (hangup,)
+    return (signal.SIGINT, signal.SIGTERM, *closed)
 
 
 class StopRequest:
@@ -31,8 +38,8 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While active, Ctrl-C and SIGTERM make the request."""
-        with handled_by(self.make, signal.SIGINT, signal.SIGTERM):
+        """While active, they make the request."""
+        with handled_by(self.make, *ending()):
             yield
 
 
@@ -42,17 +49,17 @@ stop_requested = StopRequest()
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While active, SIGTERM does what Ctrl-C does, so that a stage can clean up."""
+    """While active, the others do what Ctrl-C does, so that a stage can clean up."""
     stop_requested.made = False
-    with handled_by(_interrupt, signal.SIGINT, signal.SIGTERM):
+    with handled_by(_interrupt, *ending()):
         yield
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While active, Ctrl-C and SIGTERM wait; at the end they do what Ctrl-C does."""
+    """While active, they wait; at the end they do what Ctrl-C does."""
     request = StopRequest()
-    with handled_by(request.note, signal.SIGINT, signal.SIGTERM):
+    with handled_by(request.note, *ending()):
         yield
     if request.made:
         raise KeyboardInterrupt

@@ -1,49 +1,40 @@
-"""Who handles Ctrl-C and SIGTERM: the main thread's code while it asks for it, and nobody in another thread."""
+"""A process that is asked to end, in whatever way."""
 
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import pytest
 
-from atopipe.pipeline.system.signals import StopRequest, deferred, terminable
+from atopipe.pipeline.system.signals import StopRequest, deferred, ending, terminable
 
 
-def handlers() -> list[object]:
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """The signal of a closed terminal as a shell leaves it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
-def nested() -> list[object]:
-    with terminable(), StopRequest().listening(), deferred():
-        return handlers()
-
-
-def test_handlers_are_set_on_the_main_thread_and_given_back() -> None:
-    before = handlers()
-    assert not set(map(id, nested())) & set(map(id, before))
-    assert handlers() == before
-
-
-def test_another_thread_leaves_the_signals_alone() -> None:
-    before = handlers()
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(nested).result() == before
-
-
-def test_a_deferred_signal_comes_at_the_end() -> None:
-    done = []
-    try:
-        with deferred():
-            signal.raise_signal(signal.SIGTERM)
-            done.append("the rest")
-    except KeyboardInterrupt:
-        done.append("the signal")
-    assert done == ["the rest", "the signal"]
-
-
-def test_a_job_may_be_asked_twice_and_one_process_stops_at_once() -> None:
-    request = StopRequest()
-    request.note()
-    request.note()
-    assert request.made
+@pytest.mark.usefixtures("hangup")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_asks_as_the_others_do(number: signal.Signals) -> None:
+    stop = StopRequest()
+    with stop.listening():
+        signal.raise_signal(number)
+    assert stop.made
+    with pytest.raises(KeyboardInterrupt), terminable():
+        signal.raise_signal(number)
+    waits = deferred()
+    waits.__enter__()
+    signal.raise_signal(number)
     with pytest.raises(KeyboardInterrupt):
-        request.make()
+        waits.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("hangup")
+def test_under_nohup_a_closed_terminal_says_nothing() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert ending() == (signal.SIGINT, signal.SIGTERM)
+    with terminable():
+        signal.raise_signal(signal.SIGHUP)
