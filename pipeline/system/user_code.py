@@ -23,7 +23,7 @@ Factory = Callable[..., object]
 # Libraries that are imported after the user's code has been, and that a file of the same name would take the place of.
 LATER = ("onnx", "onnxruntime", "onnxscript", "scipy", "sklearn", "safetensors", "torch_pruning", "torchvision")
 
-_imported: dict[str, dict[Path, str]] = {}  # module -> its files and their digests from just before it was imported
+_imported: dict[str, dict[str, str]] = {}  # module -> digests of its files from just before it was imported
 
 
 def is_factory_name(name: str) -> bool:
@@ -120,19 +120,27 @@ def _import(who: str, module_name: str, folder: Path, kind: type[AtopipeError]) 
         raise kind(f"{who} does not import: there is no file '{module_name}'; give the path of a Python file")
     name = _name_of(file) if file else module_name
     if name in sys.modules:
-        _require_unchanged(who, name, kind)
+        _require_unchanged(who, _imported.get(name), _digests(module_name), kind)
         return sys.modules[name]
-    _imported[name] = {path: sha256_file(path) for path in code_files(f"{module_name}:_").values()}
+    _imported[name] = _digests(module_name)
     with _hosting(folder):
         module = _run_file(who, file, kind) if file else _import_by_name(who, module_name, kind)
     _require_no_shadow(who, folder, kind)
     return module
 
 
-def _require_unchanged(who: str, name: str, kind: type[AtopipeError]) -> None:
-    for path, digest in _imported.get(name, {}).items():
-        if not path.is_file() or sha256_file(path) != digest:
-            raise kind(f"{who}: '{path}' has changed since it was imported: restore it, or start Python again")
+def _digests(module_name: str) -> dict[str, str]:
+    """Of the files of a module; empty where they are not there."""
+    return {name: sha256_file(path) for name, path in code_files(f"{module_name}:_").items()}
+
+
+def _require_unchanged(
+    who: str, imported: Mapping[str, str] | None, now: Mapping[str, str], kind: type[AtopipeError]
+) -> None:
+    """Raises `kind` where a module that Python still holds is not what its name leads to now."""
+    changed = [name for name in {**now, **imported} if now.get(name) != imported.get(name)] if imported and now else []
+    if changed:
+        raise kind(f"{who}: '{changed[0]}' has changed since it was imported: restore it, or start Python again")
 
 
 def _require_no_shadow(who: str, folder: Path, kind: type[AtopipeError]) -> None:

@@ -108,6 +108,20 @@ def test_code_that_changed_since_its_import_is_refused(here: Path, form: str, ed
     assert "has changed since it was imported: restore it, or start Python again" in refused(name)
 
 
+def test_a_module_of_the_same_name_elsewhere_is_not_taken_for_the_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_model(f"{write(here)}:net", 4)
+    for folder in ("copy", "other"):
+        (here / folder).mkdir()
+        monkeypatch.chdir(here / folder)
+        write(here / folder, inside="pass" if folder == "copy" else "width = 5")
+        if folder == "copy":
+            build_model("own_net:net", 4)
+        else:
+            assert "'own_net.py' has changed since it was imported" in refused("own_net:net")
+
+
 def test_the_same_second_and_size_do_not_bring_old_bytecode_back(here: Path) -> None:
     for width in (3, 4):
         (here / "own_net.py").write_text(f"from torch import nn\ndef net(num_classes): return nn.Linear({width}, 2)\n")
