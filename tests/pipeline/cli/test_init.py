@@ -184,7 +184,7 @@ def test_what_cannot_work_is_refused(arguments: list[str], sentence: str, capsys
 SETTINGS = """
 model: tiny_for_dvc:net
 target_flops: 0.6
-recipe: {epochs: 1, batch_size: 128, align: 1}
+recipe: {epochs: 4, batch_size: 32, align: 1}
 validation: {latency_s: 0.1}
 preflight: false
 threads: 1
@@ -194,8 +194,8 @@ NET = """
 from torch import nn
 
 def net(num_classes):
-    body = nn.Conv2d(3, 10, 3, stride=4, padding=1), nn.BatchNorm2d(10), nn.ReLU()
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, num_classes))
+    body = nn.Conv2d(3, 10, 3, stride=2, padding=1), nn.BatchNorm2d(10), nn.ReLU()
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(160, num_classes))
 """
 
 
