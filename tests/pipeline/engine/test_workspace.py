@@ -12,7 +12,7 @@ from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.terminal import QuietDisplay
-from atopipe.pipeline.system.errors import MissingError
+from atopipe.pipeline.system.errors import DataError, MissingError
 
 
 def workspace(values: Mapping[str, object]) -> Workspace:
@@ -69,3 +69,13 @@ def test_threads_are_set_where_they_are_used_and_given_back() -> None:
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+def test_data_that_answer_otherwise_than_in_training_are_refused() -> None:
+    config = load_config(None, {"model.name": "resnet18", "target_flops": 0.5, "data.source": "digits"})
+    recorded = Workspace(config, QuietDisplay()).answer
+    again, other = Workspace(config, QuietDisplay()), Workspace(config, QuietDisplay())
+    again.trained_on, other.trained_on = recorded, {**recorded, "class names": list("9876543210")}
+    assert len(again.data.labels) == 10
+    with pytest.raises(DataError, match=r"^data 'digits' gives other class names than the network was trained with: "):
+        _ = other.data
