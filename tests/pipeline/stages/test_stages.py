@@ -53,7 +53,7 @@ BUNDLE = (
     *("model.onnx", "labels.txt", "preprocess.json", "infer.py", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
     *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
 )
-CHAIN = [stage.name for stage in STAGES if stage.name not in ("baseline", "quantize")]
+CHAIN = [stage.name for stage in STAGES if stage.name not in ("profile", "baseline", "quantize")]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
     *("accuracy.masked", "accuracy.shrunk", "accuracy.onnx", "lossless.max_rel_diff", "parity.max_abs_diff"),
