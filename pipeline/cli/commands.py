@@ -188,7 +188,7 @@ def doctor(as_json: bool) -> None:
 )
 @click.option(
     "--min-speedup",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1e6, min_open=True),
     default=1.0,
     metavar="TIMES",
     help="Required speed-up of the second model over the first (default 1).",

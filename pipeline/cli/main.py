@@ -1,6 +1,9 @@
 """The process `atopipe`: its exit code, and what went wrong as one sentence."""
 
+import errno
+import io
 import signal
+import sys
 from collections.abc import Sequence
 
 import click
@@ -11,7 +14,7 @@ from atopipe.pipeline.system.failures import Failure, explain
 from atopipe.pipeline.system.job import may_speak, this_job
 from atopipe.pipeline.system.openmp import wait_without_spinning
 from atopipe.pipeline.system.signals import StopRequest, handled_by
-from atopipe.pipeline.system.text import did_you_mean
+from atopipe.pipeline.system.text import did_you_mean, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # what a terminal has no characters for is written as escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(args=argv, prog_name="atopipe", standalone_mode=False)
     except BaseException as error:
@@ -32,14 +38,9 @@ def _run(argv: Sequence[str] | None) -> int:
         if failure is None:
             raise
         if failure.message and may_speak():
-            click.echo(f"atopipe: {_on_one_line(failure.message)}", err=True)
+            click.echo(f"atopipe: {printable(failure.message)}", err=True)
         return failure.exit_code
     return 0
-
-
-def _on_one_line(message: str) -> str:
-    """What was mistyped or misnamed may hold any character: those that would move the cursor are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def _failure(error: BaseException) -> Failure | None:
@@ -51,6 +52,8 @@ def _failure(error: BaseException) -> Failure | None:
         return Failure(_unknown_option(error), UsageError.exit_code)
     if isinstance(error, click.ClickException):
         return Failure(error.format_message().rstrip("."), error.exit_code)
+    if isinstance(error, SystemExit) and getattr(error.__context__, "errno", None) == errno.EPIPE:
+        return Failure("", 0)  # who reads has seen enough, as `head -1` has
     return explain(error)
 
 

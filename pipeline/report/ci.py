@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
+from atopipe.pipeline.system.text import printable
+
 SUITE = "atopipe.gates"
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -20,14 +22,14 @@ def junit(title: str, gates: Sequence[Mapping[str, Any]], seconds: float) -> str
         "time": f"{seconds:.3f}",
     }
     root = Xml.Element("testsuites", totals)
-    suite = Xml.SubElement(root, "testsuite", {"name": title, **totals})
+    suite = Xml.SubElement(root, "testsuite", {"name": printable(title), **totals})
     for gate in gates:
         case = Xml.SubElement(suite, "testcase", {"classname": SUITE, "name": gate["name"], "time": "0"})
         element = {"fail": "failure", "inconclusive": "error"}.get(gate["outcome"], "system-out")
         detail = Xml.SubElement(case, element)
-        detail.text = gate["reason"]
+        detail.text = printable(gate["reason"])
         if element != "system-out":
-            detail.set("message", gate["reason"])
+            detail.set("message", detail.text)
             detail.set("type", gate["outcome"])
     Xml.indent(root)
     return Xml.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.report.tables import aligned
-from atopipe.pipeline.system.text import duration, milliseconds, scaled
+from atopipe.pipeline.system.text import duration, in_markdown, milliseconds, printable, scaled
 
 GATES: Mapping[str, str] = {
     "lossless.max_rel_diff": "masked = shrunk",
@@ -93,7 +93,7 @@ class Summary:
 
     def notes(self) -> tuple[str, ...]:
         """The lines below the table."""
-        return (*(f"variant {variant.sentence()}" for variant in self.variants), *self._facts())
+        return tuple(map(printable, (*(f"variant {v.sentence()}" for v in self.variants), *self._facts())))
 
     def _facts(self) -> tuple[str, ...]:
         return (
@@ -108,20 +108,26 @@ class Summary:
         rows = [("", "dense", "shrunk", "shrunk / dense"), *((r.name, r.dense, r.shrunk, r.ratio) for r in self.rows)]
         gates = [("gate", "verdict", ""), *((v.name, v.outcome, v.detail) for v in self.verdicts)]
         tables = aligned(rows), "", aligned(gates, ("left", "left", "left"))
-        return "\n".join([self.title, self.cost, "", *tables, "", *self.notes()])
+        return "\n".join([printable(self.title), self.cost, "", *tables, "", *self.notes()])
 
     def as_markdown(self) -> str:
-        lines = [f"# {self.title}", "", f"**{self.cost}**", "", "| | dense | shrunk | shrunk / dense |", "|-|-:|-:|-:|"]
+        lines = [
+            f"# {in_markdown(self.title)}",
+            "",
+            f"**{self.cost}**",
+            "",
+            "| | dense | shrunk | shrunk / dense |",
+            "|-|-:|-:|-:|",
+        ]
         lines += [f"| {row.name} | {row.dense} | {row.shrunk} | {row.ratio} |" for row in self.rows]
         lines += ["", "| gate | verdict | |", "|-|-|-|"]
-        lines += [f"| {v.name} | {v.outcome} | {v.detail} |" for v in self.verdicts]
+        lines += [f"| {v.name} | {v.outcome} | {in_markdown(v.detail)} |" for v in self.verdicts]
         if self.variants:
             lines += ["", "| variant | | latency | / fp32 | top-1 | file | |", "|-|-|-:|-:|-:|-:|-|"]
         for v in self.variants:
-            lines.append(
-                f"| {v.name} | {v.outcome} | {v.latency} | {v.ratio} | {v.top1} | {v.size} | {v.reason or ''} |"
-            )
-        return "\n".join([*lines, "", *(f"{fact}  " for fact in self._facts()), ""])
+            reason = in_markdown(v.reason or "")
+            lines.append(f"| {v.name} | {v.outcome} | {v.latency} | {v.ratio} | {v.top1} | {v.size} | {reason} |")
+        return "\n".join([*lines, "", *(f"{in_markdown(fact)}  " for fact in self._facts()), ""])
 
 
 def summarise(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.report.summary import Summary
+from atopipe.pipeline.system.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -49,7 +50,7 @@ class PlainDisplay(QuietDisplay):
         self.stream = stream
 
     def say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        print(_plain(line), file=self.stream, flush=True)
 
     def epoch(self, record: "EpochRecord") -> None:
         self.say(epoch_line(record))
@@ -70,7 +71,7 @@ class LiveDisplay(QuietDisplay):
         self.fields = {"val": "-"}
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(_plain(line), markup=False, soft_wrap=True)
 
     def begin(self, stage: str) -> None:
         self._move(0, None, stage)
@@ -134,22 +135,32 @@ def closing_table(summary: Summary) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"{summary.title}\n{summary.cost}"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="bold", title_justify="left")
+    title = f"{printable(summary.title)}\n{summary.cost}"
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title, "bold"), title_justify="left")
     table.add_column("")
     for heading in ("dense", "shrunk", "shrunk / dense"):
         table.add_column(heading, justify="right")
     for row in summary.rows:
-        table.add_row(row.name, Text(row.dense, "dim"), Text(row.shrunk, "bold"), row.ratio)
+        table.add_row(Text(row.name), Text(row.dense, "dim"), Text(row.shrunk, "bold"), Text(row.ratio))
     table.add_section()
     for verdict in summary.verdicts:
         style = {"pass": "green", "fail": "bold red"}.get(verdict.outcome, "yellow")
-        table.add_row(verdict.name, "", Text(verdict.outcome, style), Text(verdict.detail, "dim"))
+        table.add_row(Text(verdict.name), "", Text(verdict.outcome, style), Text(printable(verdict.detail), "dim"))
     return table
+
+
+def _plain(text: str) -> str:
+    """The text in its own lines, and nothing else in it that moves the cursor."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _new_bar(console: Any) -> "Bar":
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    columns = (
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True)

@@ -1,6 +1,7 @@
-"""What to suggest for a name nobody knows."""
+"""Text for people: errors in a line, names nobody knows, numbers, and whatever came from outside."""
 
 import difflib
+import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,6 +9,16 @@ from typing import Any
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not empty; its kind where there is none."""
     return next(filter(str.strip, str(error).splitlines()), type(error).__name__).strip()
+
+
+def printable(text: str) -> str:
+    """The text on one line of any terminal or file: what moves a cursor, hides or cannot be encoded, as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_markdown(text: str) -> str:
+    """The same, with nothing in it that Markdown takes for HTML or for the end of a table's cell."""
+    return html.escape(printable(text), quote=False).replace("|", "\\|")
 
 
 def reason(error: BaseException) -> str:

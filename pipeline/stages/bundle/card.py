@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atopipe.pipeline.report.summary import Summary
-from atopipe.pipeline.system.text import needed_runtime
+from atopipe.pipeline.system.text import in_markdown, needed_runtime
 
 FEW = 10
 BODY = """
@@ -53,7 +53,7 @@ def model_card(
     front = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": ["pruning", "onnxruntime"]}
     height, width = preprocessing["size"]
     structure = next(iter(structures.values()))
-    shown = ", ".join(labels[:FEW]) + (f", ... ({len(labels)} in all)" if len(labels) > FEW else "")
+    shown = ", ".join(map(in_markdown, labels[:FEW])) + (f", ... ({len(labels)} in all)" if len(labels) > FEW else "")
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", summary.as_markdown()]
     return "\n".join(lines) + BODY.format(
         height=height,

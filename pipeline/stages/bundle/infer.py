@@ -38,6 +38,8 @@ TURNS = {  # what undoes each value of the EXIF tag
 STRETCHED = 16  # a picture that scaled as a whole takes so many times the pixels asked for is cut first
 DISTURBED = 1.05  # a run that took this many times its processor time waited for another process
 
+MOST_THREADS = 1024
+
 Floats = NDArray[np.float32]
 Settings = dict[str, Any]
 
@@ -138,6 +140,8 @@ def classify(path: Path, variant: str, threads: int) -> list[tuple[str, float]]:
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     labels = read_labels()
+    if len(labels) != len(shares):
+        raise Failed(f"labels.txt has {len(labels)} names for {len(shares)} classes: unpack the bundle again")
     return [(labels[index], float(shares[index])) for index in shares.argsort()[::-1][:5]]
 
 
@@ -159,10 +163,7 @@ def read_picture(path: Path) -> Floats:
 
 def selftest(threads: int) -> Settings:
     """Files, preprocessing and logits against what was recorded; raises Failed at the first that differs."""
-    for line in (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        if not (HERE / name).is_file() or sha256(HERE / name) != digest:
-            raise Failed(f"{name} is missing or changed: unpack the bundle again")
+    check_sums()
     settings, sessions = read_settings(), {name: open_model(name, threads) for name in variants()}
     for name, session in sessions.items():
         check_metadata(session.get_modelmeta().custom_metadata_map, model_file(name).name, settings)
@@ -178,6 +179,27 @@ def selftest(threads: int) -> Settings:
     off = {name: difference(name, session, images, wanted[name]) for name, session in sessions.items()}
     found: Settings = {"passed": True, "samples": len(images), "max_abs_diff": off[FULL], "photo_max_diff": photo_off}
     return {**found, "variants": off}
+
+
+def check_sums() -> None:
+    """Raises Failed where SHA256SUMS does not name every file of the bundle with its digest."""
+    lines = (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    here = {
+        "infer.py",
+        "labels.txt",
+        "preprocess.json",
+        "samples/samples.npz",
+        *(model_file(v).name for v in variants()),
+    }
+    for name in sorted(here | digests.keys()):
+        if name not in digests or not (HERE / name).is_file() or sha256(HERE / name) != digests[name]:
+            raise Failed(f"{printable(name)} is missing or changed: unpack the bundle again")
+
+
+def printable(text: str) -> str:
+    """What moves a terminal's cursor or cannot be encoded is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_metadata(stored: dict[str, str], file: str, settings: Settings) -> None:
@@ -240,6 +262,12 @@ def cpu_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+def threads_of(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_THREADS and len(text) <= 5):
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no whole number from 1 to {MOST_THREADS}")
+    return int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group(required=True)
@@ -247,22 +275,27 @@ def main() -> int:
     task.add_argument("--selftest", action="store_true", help="check the bundle on this machine")
     task.add_argument("--bench", action="store_true", help="check the bundle, then measure its latency")
     parser.add_argument("--variant", choices=variants(), default=FULL, help="the model to use (default fp32)")
-    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime (default 1)")
+    parser.add_argument("--threads", type=threads_of, default=1, help="of ONNX Runtime (default 1)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of measuring (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal
     try:
         if options.image:
             found = classify(options.image, options.variant, options.threads)
-            print(json.dumps(dict(found)) if options.json else "\n".join(f"{p:7.2%}  {name}" for name, p in found))
+            print(
+                json.dumps(dict(found))
+                if options.json
+                else "\n".join(f"{p:7.2%}  {printable(name)}" for name, p in found)
+            )
             return 0
         result = {"variant": options.variant, "model_sha256": sha256(model_file(options.variant))}
         result["device"] = device(options.threads)
         result["selftest"] = selftest(options.threads)
         if options.bench:
             result["bench"] = bench(options.variant, options.threads, options.seconds)
-    except (Failed, OSError, ValueError, KeyError) as error:
-        print(f"infer.py: {error}", file=sys.stderr)
+    except Exception as error:  # of a damaged file, pillow and ONNX Runtime raise whatever they meet
+        print(f"infer.py: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         return 1
     print(json.dumps(result, indent=2) if options.json else as_text(result))
     return 0

@@ -4,10 +4,12 @@ import io
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from atopipe.pipeline.config.targets import Target
+from atopipe.pipeline.report.ci import junit
 from atopipe.pipeline.report.summary import Summary, VariantRow, both_readings, summarise
 from atopipe.pipeline.report.terminal import LiveDisplay, PlainDisplay, QuietDisplay, epoch_line, open_display
 from atopipe.pipeline.system.text import duration, scaled
@@ -160,3 +162,22 @@ def test_a_target_is_read_both_ways(targets: dict[str, object], words: str) -> N
 def test_numbers_and_times_are_short() -> None:
     assert [scaled(value) for value in (12, 1234, 5.5e6, 4.1e9, 2e12)] == ["12", "1.23 k", "5.5 M", "4.1 G", "2 T"]
     assert [duration(value) for value in (0.04, 59.2, 61, 3725)] == ["0.0 s", "59.2 s", "1 min 01 s", "1 h 02 min"]
+
+
+HOSTILE = "[/x] \x1b[31m<b>|\nnext"
+
+
+def test_a_hostile_name_is_text_in_every_form() -> None:
+    """A path or class name with markup of rich, HTML, a table's cell, an escape sequence and a line break."""
+    gates = [{**GATES[0], "outcome": "fail", "reason": f"{HOSTILE} is bad"}]
+    summary = summarise(f"net on {HOSTILE}", METRICS, gates, {"flops": Target.parse(0.3)}, HOSTILE, 1.0)
+    live, plain = Terminal(), io.StringIO()
+    LiveDisplay(live).closing(summary)
+    PlainDisplay(plain).closing(summary)
+    for text in (live.getvalue(), plain.getvalue(), summary.as_markdown()):
+        assert "[/x]" in text
+        assert "\x1b[31m<b>" not in text
+    assert "\x1b" not in summary.as_markdown() + plain.getvalue()
+    assert "<b>" not in summary.as_markdown()
+    suite = ElementTree.fromstring(junit(f"net on {HOSTILE}", gates, 1.0))[0]  # noqa: S314 - our own text
+    assert suite.get("name") == "net on [/x] \\x1b[31m<b>|\\nnext"

@@ -297,3 +297,62 @@ def test_the_card_says_what_the_file_needs(finished: Path) -> None:
     card = (bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "The file has opset 18 and IR version 8: it loads in ONNX Runtime 1.14 and newer.\n" in card
     assert f"SHA-256 of model.onnx: `{sha256_file(bundle / 'model.onnx')}`" in card
+
+
+@pytest.mark.parametrize("sums", ["", "\n", "0" * 64 + "  labels.txt\n"])
+def test_sums_that_do_not_name_every_file_are_no_pass(bundle: Path, sums: str) -> None:
+    (bundle / "SHA256SUMS").write_text(sums)
+    done = alone(bundle, "--selftest")
+    assert done.returncode == 1
+    assert done.stderr.endswith(" is missing or changed: unpack the bundle again\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("threads", ["99999999999", "0", "-1", "many", "1025"])
+def test_the_number_of_threads_is_bounded(bundle: Path, threads: str) -> None:
+    done = alone(bundle, "--selftest", f"--threads={threads}")
+    assert done.returncode == 2
+    assert f"'{threads}' is no whole number from 1 to 1024" in done.stderr
+
+
+def test_missing_labels_are_told(bundle: Path) -> None:
+    labels = (bundle / "labels.txt").read_text().splitlines()
+    (bundle / "labels.txt").write_text("".join(f"{label}\n" for label in labels[:-1]))
+    Image.new("RGB", (40, 40)).save(bundle / "photo.png")
+    done = alone(bundle, "--image", str(bundle / "photo.png"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "infer.py: labels.txt has 9 names for 10 classes: unpack the bundle again\n"
+
+
+def test_a_label_moves_no_cursor(bundle: Path) -> None:
+    labels = (bundle / "labels.txt").read_text().splitlines()
+    (bundle / "labels.txt").write_text("".join(f"\x1b[31m{label}\n" for label in labels))
+    Image.new("RGB", (40, 40)).save(bundle / "photo.png")
+    done = alone(bundle, "--image", str(bundle / "photo.png"))
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert done.stdout.count("\\x1b[31m") == 5
+
+
+def test_two_hundred_damaged_pictures_end_in_one_sentence_each(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(infer, "HERE", bundle)
+    pixels, whole = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8), []
+    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp"):
+        Image.fromarray(pixels).save(bundle / f"photo.{kind}")
+        whole.append((bundle / f"photo.{kind}").read_bytes())
+    generator, codes = np.random.default_rng(1), set()
+    for number in range(200):
+        content = bytearray(whole[number % len(whole)])
+        if number % 3 == 0:
+            del content[int(generator.integers(1, len(content))) :]
+        for place in generator.integers(0, min(len(content), 400), 6):
+            content[place] = generator.integers(0, 256)
+        (bundle / "fuzzed").write_bytes(content)
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--image", str(bundle / "fuzzed")])
+        codes.add(infer.main())
+        said = capsys.readouterr().err
+        assert said.count("\n") == (1 if said else 0)
+        assert not said or said.startswith("infer.py: ")
+    assert codes == {0, 1}
