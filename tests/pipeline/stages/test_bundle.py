@@ -308,11 +308,11 @@ def test_sums_that_do_not_name_every_file_are_no_pass(bundle: Path, sums: str) -
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("threads", ["99999999999", "0", "-1", "many", "1025"])
+@pytest.mark.parametrize("threads", ["99999999999", "0", "-1", "1025"])
 def test_the_number_of_threads_is_bounded(bundle: Path, threads: str) -> None:
     done = alone(bundle, "--selftest", f"--threads={threads}")
     assert done.returncode == 2
-    assert f"'{threads}' is no whole number from 1 to 1024" in done.stderr
+    assert f"--threads is {threads}, but must be a whole number from 1 to 1024" in done.stderr
 
 
 def test_missing_labels_are_told(bundle: Path) -> None:
