@@ -183,8 +183,8 @@ def selftest(threads: int) -> Settings:
 
 def check_sums() -> None:
     """Raises Failed where SHA256SUMS does not name every file of the bundle with its digest."""
-    lines = (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    lines = (line.partition("  ") for line in (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    digests = {name: digest for digest, _, name in lines}
     here = {*FILES, *(model_file(variant).name for variant in variants())}
     for name in sorted(here | digests.keys()):
         if name not in digests or not (HERE / name).is_file() or sha256(HERE / name) != digests[name]:
@@ -215,17 +215,15 @@ def difference(variant: str, session: ort.InferenceSession, images: Floats, want
 
 
 def bench(variant: str, threads: int, seconds: float) -> Settings:
-    """Load time, and the latency of one image after warm-up; runs which lost the processor are left out."""
+    """Load time, and the latency of one image after warm-up; left out are runs which lost the processor, if its clock is fine."""
     start = time.perf_counter()
     session = open_model(variant, threads)
     load_ms = 1e3 * (time.perf_counter() - start)
     with np.load(HERE / "samples" / "samples.npz") as samples:
         images = samples["images"]
     kind: Any = "thread_time" if threads == 1 else "process_time"
-    is_fine = time.get_clock_info(kind).resolution <= 1e-4  # Windows' ticks every 15.6 ms: no run is left out there
-    clock = getattr(time, kind) if is_fine else time.perf_counter
-    rows: list[tuple[float, float]] = []
-    begin = time.perf_counter()
+    clock = getattr(time, kind) if time.get_clock_info(kind).resolution <= 1e-4 else time.perf_counter
+    rows, begin = list[tuple[float, float]](), time.perf_counter()
     while len(rows) < 10 or time.perf_counter() - begin < 1.2 * seconds:
         wall, cpu = time.perf_counter(), clock()
         run(session, images[len(rows) % len(images)][None])
@@ -253,7 +251,7 @@ def device(threads: int) -> Settings:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return named[0] if named else platform.processor() or platform.machine()
 
