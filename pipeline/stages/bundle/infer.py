@@ -36,8 +36,7 @@ TURNS = {  # what undoes each value of the EXIF tag
     8: Image.Transpose.ROTATE_90,
 }
 STRETCHED = 16  # a picture that scaled as a whole takes so many times the pixels asked for is cut first
-DISTURBED = 1.05  # a run that took this many times its processor time waited for another process
-MOST_THREADS = 1024
+DISTURBED, MOST_THREADS = 1.05, 1024  # a run that took this many times its processor time waited for another process
 FILES = ("infer.py", "labels.txt", "preprocess.json", "samples/samples.npz")
 
 Floats = NDArray[np.float32]
@@ -215,7 +214,7 @@ def difference(variant: str, session: ort.InferenceSession, images: Floats, want
 
 
 def bench(variant: str, threads: int, seconds: float) -> Settings:
-    """Load time, and the latency of one image after warm-up; left out are runs which lost the processor, if its clock is fine."""
+    """Load time, and the latency after warm-up; without runs which lost the processor, where its clock can tell."""
     start = time.perf_counter()
     session = open_model(variant, threads)
     load_ms = 1e3 * (time.perf_counter() - start)
@@ -292,8 +291,8 @@ def as_text(result: Settings) -> str:
     off = ", ".join(f"{name} {value:.3g}" for name, value in test["variants"].items())
     lines = [f"selftest passed: {test['samples']} samples, logits differ by at most: {off}"]
     if "bench" in result:
-        timed, where = result["bench"], f"{result['bench']['runs']} runs, {result['device']['cpu']}"
-        lines.append(f"latency of {result['variant']}: {timed['p50_ms']:.3g} ms (median of {where})")
+        timed, cpu = result["bench"], result["device"]["cpu"]
+        lines += [f"latency of {result['variant']}: {timed['p50_ms']:.3g} ms (median of {timed['runs']} runs, {cpu})"]
     return "\n".join(lines)
 
 
