@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from atopipe.pipeline.system.files import DamagedError, read_sealed, sha256_bytes, write_bytes, write_sealed
 from atopipe.pipeline.system.signals import StopRequest
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 KEPT = 2
 PATIENCE = 50  # a checkpoint waits until what the last one took is spent so many times over: at most 2 % of the time
 VALUES = "values"
+
+
+class Description(BaseModel):
+    """The JSON file of a checkpoint: the key of its stage, and the digest of the snapshot."""
+
+    key: str
+    content: str
 
 
 class Checkpoints:
@@ -76,7 +85,8 @@ class Checkpoints:
         file = self.folder / f"{step:012d}.json"
         write_bytes(file.with_suffix(".safetensors"), content)
         write_sealed(file, {"key": self.key, "content": sha256_bytes(content)})
-        kept = self._mine()[-KEPT:]
+        # Later ones were passed over because they are damaged, or training would have gone on from them.
+        kept = [mine for mine in self._mine() if _key_of(mine) == self.key and mine <= file][-KEPT:]
         for old in [file for file in self.folder.glob("*.json") if file not in kept]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -90,11 +100,11 @@ class Checkpoints:
 
     def _read(self, file: Path) -> bytes | None:
         try:
-            kept = read_sealed(file)
+            kept = read_sealed(file, Description)
             content = file.with_suffix(".safetensors").read_bytes()
             if sha256_bytes(content) == kept["content"]:
                 return content
-        except (OSError, DamagedError, KeyError):
+        except (OSError, DamagedError):
             pass
         self.say(f"checkpoint '{file.with_suffix('')}' is damaged: using the previous one")
         return None
@@ -103,7 +113,7 @@ class Checkpoints:
 def _key_of(file: Path) -> object:
     """The key of the stage that a description belongs to; None where it is damaged."""
     try:
-        return read_sealed(file).get("key")
+        return read_sealed(file, Description)["key"]
     except (OSError, DamagedError):
         return None
 

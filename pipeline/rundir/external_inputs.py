@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import BaseModel, RootModel
+
 from atopipe.pipeline.config.schema import BASELINE, Config, ModelSettings
 from atopipe.pipeline.data.load import find_source
 from atopipe.pipeline.data.source import DataSource, no_files
@@ -117,8 +119,19 @@ def _look(files: Mapping[str, Path] | DataError, known: Mapping[str, str]) -> di
     return {"seen": seen, "content": sha256_bytes(os.fsencode(content))}
 
 
+class Look(BaseModel):
+    """What there was to see of some files, and the digest of their contents."""
+
+    seen: str
+    content: str
+
+
+class Record(RootModel[dict[str, Look]]):
+    """inputs.json."""
+
+
 def _known(record: Path) -> dict[str, dict[str, str]]:
     try:
-        return {name: dict(look) for name, look in read_sealed(record).items()}
+        return read_sealed(record, Record)
     except (OSError, DamagedError):
         return {}

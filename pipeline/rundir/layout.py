@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.system.files import sha256_json
 
@@ -29,6 +31,53 @@ class StageSpec:
     settings: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     published: bool = False
+
+
+class Depends(BaseModel):
+    """What a stage depended on, as it stands in result.json."""
+
+    stage: str
+    settings: dict[str, Any]
+    outside: dict[str, str]
+    inputs: dict[str, str]
+    libraries: dict[str, str]
+
+
+class ResultForm(BaseModel):
+    """result.json; see `Result`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    key: str
+    depends: Depends
+    artifacts: dict[str, str]
+    metrics: dict[str, float]
+    seconds: float
+    peak_bytes: int
+    machine: dict[str, Any] = {}
+
+
+class StageForm(BaseModel):
+    """What manifest.json says of a stage."""
+
+    stage: str
+    current: bool
+    digest: str
+    result: str
+    inputs: dict[str, str]
+    artifacts: dict[str, str]
+
+
+class ManifestForm(BaseModel):
+    """manifest.json; see `RunRecord`."""
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    outside: dict[str, str]
+    files: dict[str, str]
+    stages: list[StageForm]
 
 
 @dataclass(frozen=True)

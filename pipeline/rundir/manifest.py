@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import MODEL
+from atopipe.pipeline.rundir.layout import MODEL, ManifestForm
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import DamagedError, read_sealed
 from atopipe.pipeline.system.machine import hardware, library_versions
@@ -16,15 +16,13 @@ DELIVERED = ("export", MODEL)
 def read_manifest(path: Path) -> dict[str, Any]:
     """The content of a run's manifest; UsageError where there is none, MissingError where it has been changed."""
     try:
-        manifest = read_sealed(path)
+        manifest = read_sealed(path, ManifestForm)
     except OSError as error:
         raise UsageError(f"--from-manifest '{path}' cannot be read: {error.strerror}") from None
     except DamagedError:
         raise MissingError(
             f"'{path}' is damaged or not the manifest of a run: restore it from a copy of the run"
         ) from None
-    if not isinstance(manifest.get("config"), dict):
-        raise UsageError(f"--from-manifest '{path}' holds no configuration: give the manifest.json of a run directory")
     return manifest
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from atopipe.pipeline.config.schema import Config, ModelSettings
 from atopipe.pipeline.rundir.external_inputs import OUTSIDE, libraries_of
-from atopipe.pipeline.rundir.layout import RESULT, Result, StageSpec
+from atopipe.pipeline.rundir.layout import RESULT, Result, ResultForm, StageSpec
 from atopipe.pipeline.system.errors import MissingError
 from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json, write_sealed
 from atopipe.pipeline.system.machine import hardware, library_versions, peak_memory_bytes, reset_peak_memory
@@ -55,11 +55,11 @@ class StageStore:
     def result(self, stage: str) -> Result | None:
         """The result of a complete stage, current or not."""
         path = self.folder(stage) / RESULT
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             return None
         try:
-            return Result(**read_sealed(path))
-        except (DamagedError, TypeError):
+            return Result(**read_sealed(path, ResultForm))
+        except (DamagedError, FileNotFoundError):
             raise MissingError(f"'{path}' is damaged: run again with --from {stage}") from None
 
     def artifact(self, stage: str, name: str) -> Path:
@@ -199,10 +199,12 @@ class StageStore:
 def _completed(then: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`then`, and what only `defaults` has, section by section."""
     known = {**defaults, **then}
-    return {
-        name: _completed(value, defaults.get(name, {})) if isinstance(value, Mapping) else value
-        for name, value in known.items()
-    }
+    sections = [name for name, default in defaults.items() if all(map(_is_section, (default, known[name])))]
+    return {**known, **{name: _completed(known[name], defaults[name]) for name in sections}}
+
+
+def _is_section(value: object) -> bool:
+    return isinstance(value, Mapping)
 
 
 class FileDigests:

@@ -4,17 +4,24 @@ result.json     of every stage, sealed with its own digest: the digests of the s
 manifest.json   sealed likewise: the digest of every result, and of the files beside the stages
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import MANIFEST, RESULT, StageSpec
-from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json
+from pydantic import BaseModel
 
-OWN = {MANIFEST, "events.jsonl", "inputs.json", "mlflow.json"}  # they contain their own digest, or keep changing
-GROWING = ("checkpoints", "tensorboard")
+from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import MANIFEST, RESULT, ManifestForm, ResultForm, StageSpec
+from atopipe.pipeline.system.files import DamagedError, read_sealed, sha256_file, sha256_json
+
+# What has no recorded digest: it contains its own, keeps changing, or was left by work that was interrupted.
+UNDIGESTED = re.compile(
+    r"manifest\.json|events\.jsonl|inputs\.json|mlflow\.json|\.lock|\.lock\.json|\.bundle\.partial/.+"
+    r"|stages/[^./]+/result\.json|stages/\.[^/]+\.(partial|old)/.+|tensorboard/events\.out\.tfevents\.[^/]+"
+    r"|checkpoints/[^./]+/\d{12}\.(json|safetensors)|(.+/)?\.[^/]+\.tmp"
+)
 NEVER = "missing: no command on this run has ended yet"
 BROKEN = "changed: it does not match its own digest"
 Digests = dict[str, str]
@@ -35,11 +42,11 @@ class Problem:
 
 def verify(run: RunDirectory, stages: Iterable[StageSpec]) -> list[Problem]:
     """Everything that is missing, changed or extra, by name; empty if the run is as its `stages` left it."""
-    manifest = _sealed(run.root / MANIFEST)
+    manifest = _sealed(run.root / MANIFEST, ManifestForm)
     if isinstance(manifest, str):
         return [Problem(MANIFEST, NEVER if manifest == "missing" else manifest)]
     names = {stage["stage"] for stage in manifest["stages"]} | _stages_in(run.root)
-    results = {name: _sealed(run.stages.folder(name) / RESULT) for name in sorted(names)}
+    results = {name: _sealed(run.stages.folder(name) / RESULT, ResultForm) for name in sorted(names)}
     whole = {name: result for name, result in results.items() if isinstance(result, dict)}
     broken = [Problem(f"stages/{name}/{RESULT}", what) for name, what in results.items() if isinstance(what, str)]
     # The files of a stage whose result is broken are judged by the manifest.
@@ -53,10 +60,10 @@ def verify(run: RunDirectory, stages: Iterable[StageSpec]) -> list[Problem]:
     return [*broken, *_chain(manifest, whole), *_differences(run.root, expected, outdated)]
 
 
-def _sealed(path: Path) -> Sealed | str:
+def _sealed(path: Path, form: type[BaseModel]) -> Sealed | str:
     """The content, or what is wrong with the file."""
     try:
-        return read_sealed(path)
+        return read_sealed(path, form)
     except FileNotFoundError:
         return "missing"
     except DamagedError:
@@ -94,13 +101,9 @@ def _differences(root: Path, expected: Digests, tolerated: Collection[str]) -> I
             yield Problem(name, "missing")
         elif sha256_file(root / name) != digest:
             yield Problem(name, "changed")
-    for file in files_in(root):
-        name = file.relative_to(root).as_posix()
-        if name not in expected and name not in tolerated and not _belongs(name):
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink():
+            yield Problem(name, "a link, which no stage makes")
+        elif not path.is_dir() and name not in expected and name not in tolerated and not UNDIGESTED.fullmatch(name):
             yield Problem(name, "extra: no stage wrote it")
-
-
-def _belongs(name: str) -> bool:
-    """Whether a file without a digest may be there: of unfinished or interrupted work, and results."""
-    parts = name.split("/")
-    return name in OWN or parts[-1] == RESULT or parts[0] in GROWING or any(part.startswith(".") for part in parts)

@@ -4,13 +4,17 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 SEAL = "sha256"
+LARGEST = 64 * 2**20  # bytes of a file that is read back
 
 
 class DamagedError(Exception):
-    """A sealed file is not as it was written."""
+    """A file that is read back is not as it was written."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -62,14 +66,27 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_json(path, {**content, SEAL: sha256_json(content)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The object that `write_sealed` wrote; DamagedError if one byte of the file is another."""
+def read_sealed(path: Path, form: "type[BaseModel]") -> dict[str, Any]:
+    """The object that `write_sealed` wrote; DamagedError if one byte is another, or it has not the fields of `form`."""
+    content = read_ordinary(path)
     try:
-        written = path.read_text(encoding="utf-8")
-        content = json.loads(written)
-        seal = content.pop(SEAL)
-    except (ValueError, AttributeError, KeyError, TypeError):
+        found = json.loads(content)
+        seal = found.pop(SEAL)
+        form.model_validate(found, strict=True)
+        whole = seal == sha256_json(found) and content == _as_json({**found, SEAL: seal}).encode()
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise DamagedError(path) from None
-    if seal != sha256_json(content) or written != _as_json({**content, SEAL: seal}):
+    if not whole:
         raise DamagedError(path)
-    return dict(content)
+    return dict(found)
+
+
+def read_ordinary(path: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a file; DamagedError for a folder, a pipe, a broken link, or one of more than `largest` bytes."""
+    if not path.is_file() and (path.is_symlink() or path.exists()):
+        raise DamagedError(path)
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise DamagedError(path)
+    return content

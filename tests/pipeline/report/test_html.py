@@ -14,6 +14,7 @@ import pytest
 from atopipe.pipeline.report.html import _layers, _natural, render
 from atopipe.pipeline.report.results import results_of, summary_of
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import ResultForm
 from atopipe.pipeline.stages import report
 from atopipe.pipeline.system.files import read_sealed, sha256_file, write_sealed
 
@@ -123,7 +124,7 @@ def test_a_layer_that_cannot_be_counted_is_named_on_the_page(finished: Path, tmp
 
 def reseal(folder: Path, name: str) -> None:
     """Makes a stage's result fit a changed file of it."""
-    result = read_sealed(folder / "result.json")
+    result = read_sealed(folder / "result.json", ResultForm)
     digests = {**result["artifacts"], name: sha256_file(folder / name)}
     write_sealed(folder / "result.json", {**result, "artifacts": digests})
 

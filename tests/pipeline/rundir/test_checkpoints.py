@@ -83,6 +83,19 @@ def test_a_damaged_description_is_no_traceback(tmp_path: Path, notes: Notes, dam
     assert "is damaged" in notes.said[0]
 
 
+def test_damaged_checkpoints_of_later_steps_do_not_displace_whole_ones(tmp_path: Path, notes: Notes) -> None:
+    later = checkpoints(tmp_path, notes)
+    for step in (8, 9):
+        later.cost = 0.0
+        later.after_step("dense", lambda step=step: snapshot(step))  # type: ignore[misc]
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    checkpoints(tmp_path, notes).after_step("dense", lambda: snapshot(3))
+    found = checkpoints(tmp_path, notes).latest()
+    assert found is not None
+    assert found.values["trainer"]["steps"]["finished"] == 3
+
+
 def test_what_belongs_to_another_run_is_not_used(tmp_path: Path, notes: Notes) -> None:
     checkpoints(tmp_path, notes, "one").after_step("dense", lambda: snapshot(1))
     assert checkpoints(tmp_path, notes, "another").latest() is None

@@ -11,7 +11,7 @@ import pytest
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.directory import RunDirectory
-from atopipe.pipeline.rundir.layout import StageSpec
+from atopipe.pipeline.rundir.layout import ManifestForm, ResultForm, StageSpec
 from atopipe.pipeline.rundir.plan import changes
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import read_sealed, sha256_file, sha256_json, write_bytes, write_sealed, write_text
@@ -152,7 +152,7 @@ def test_the_manifest_says_what_made_each_stage(run: RunDirectory, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["atopipe", "report"])
     complete(run, SECOND)
     run.record.publish((FIRST, SECOND))
-    manifest = read_sealed(run.root / "manifest.json")
+    manifest = read_sealed(run.root / "manifest.json", ManifestForm)
     first, second = manifest["stages"]
     assert manifest["hardware"] == first["hardware"] == there
     assert (manifest["command"], first["command"], second["command"]) == (["train"], ["train"], ["report"])
@@ -163,10 +163,10 @@ def test_the_manifest_says_what_made_each_stage(run: RunDirectory, monkeypatch: 
 def test_a_result_of_an_older_version_keeps_its_digest(run: RunDirectory) -> None:
     complete(run, FIRST)
     path = run.stages.folder("first") / "result.json"
-    older = {name: value for name, value in read_sealed(path).items() if name != "machine"}
+    older = {name: value for name, value in read_sealed(path, ResultForm).items() if name != "machine"}
     write_sealed(path, older)
     run.record.publish((FIRST,))
-    assert read_sealed(run.root / "manifest.json")["stages"][0]["result"] == sha256_json(older)
+    assert read_sealed(run.root / "manifest.json", ManifestForm)["stages"][0]["result"] == sha256_json(older)
 
 
 def test_a_setting_that_came_later_changes_nothing_unless_it_is_used(run: RunDirectory) -> None:
@@ -174,7 +174,7 @@ def test_a_setting_that_came_later_changes_nothing_unless_it_is_used(run: RunDir
     stage = spec("first", settings=("recipe", "seed", "baseline"))
     complete(run, stage)
     path = run.stages.folder("first") / "result.json"
-    older = read_sealed(path)
+    older = read_sealed(path, ResultForm)
     del older["depends"]["settings"]["baseline"], older["depends"]["settings"]["recipe"]["compile"]
     write_sealed(path, {**older, "key": sha256_json(older["depends"])})
     assert run.stages.is_current(stage)

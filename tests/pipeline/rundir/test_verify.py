@@ -1,18 +1,24 @@
 """`verify`, `why`, `--from`, `--until`, `--dry-run` and `--from-manifest` on a real run."""
 
+import copy
 import json
+import os
 import random
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import flip_bit
 
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.layout import ManifestForm, ResultForm
 from atopipe.pipeline.rundir.verify import Problem, verify
 from atopipe.pipeline.stages import STAGES
+from atopipe.pipeline.system.files import read_sealed, write_sealed
 
 NOT_VERIFIED = {"events.jsonl", "inputs.json", ".lock"}  # they keep growing, or can be made again
 
@@ -68,10 +74,8 @@ def test_missing_changed_and_extra_files_are_named(here: Path, capsys: pytest.Ca
 
 
 def test_a_stage_from_another_run_breaks_the_chain(here: Path) -> None:
-    from atopipe.pipeline.system.files import read_sealed, write_sealed
-
     path = here / "out/stages/shrink/result.json"
-    result = read_sealed(path)
+    result = read_sealed(path, ResultForm)
     write_sealed(path, {**result, "seconds": result["seconds"] + 1})
     assert problems(here / "out") == [Problem("stages/shrink/result.json", "changed since the manifest was written")]
 
@@ -171,3 +175,82 @@ def test_a_bad_manifest_is_named(
         (here / "m.json").write_text(content)
     assert main(["run", "--from-manifest", "m.json"]) == code
     assert capsys.readouterr().err == f"atopipe: {sentence}\n"
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "empty": Path.touch,
+    "deep list": lambda path: path.write_text("[" * 100_000),
+    "deep object": lambda path: path.write_text('{"a":' * 100_000),
+    "long number": lambda path: path.write_text('{"sha256": ' + "9" * 5000 + "}"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "broken link": lambda path: path.symlink_to("/nowhere"),
+    "circle": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_whatever_lies_in_the_place_of_a_record_is_named_damaged(
+    here: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    for name, command in {"stages/train/result.json": ["why", "out"], "manifest.json": ["verify", "out"]}.items():
+        path = here / "out" / name
+        path.unlink()
+        HOSTILE[kind](path)
+        assert main(command) == 5
+        assert f"{name}{chr(39) if command[0] == 'why' else ':'}" in "".join(capsys.readouterr())
+
+
+def changed_types(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The content with one value, or one of a section, of another type or left out."""
+    places = [(name,) for name in content]
+    places += [(name, inner) for name, value in content.items() if isinstance(value, dict) for inner in value]
+    for *above, last in places:
+        for value in (None, 3, "x", [[1]], {"a": []}, ...):
+            other = copy.deepcopy(content)
+            section = other[above[0]] if above else other
+            if value is ...:
+                del section[last]
+            else:
+                section[last] = value
+            yield other
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "command"),
+    [("stages/train/result.json", ResultForm, "why"), ("manifest.json", ManifestForm, "verify")],
+)
+def test_a_record_with_other_types_is_no_traceback(here: Path, name: str, form: Any, command: str) -> None:
+    path = here / "out" / name
+    found = read_sealed(path, form)
+    for content in changed_types(found):
+        write_sealed(path, content)
+        assert main([command, "out"]) in (0, 5)
+
+
+EXTRA: dict[str, Callable[[Path], object]] = {
+    "bundle/.evil": Path.touch,
+    "bundle/result.json": Path.touch,
+    ".evil.py": Path.touch,
+    "stages/train/.hidden": Path.touch,
+    "tensorboard/evil.py": Path.touch,
+    "checkpoints/train/evil.py": Path.touch,
+    "bundle/pipe": os.mkfifo,
+    "bundle/link": lambda path: path.symlink_to("/usr"),
+    "bundle/dangling": lambda path: path.symlink_to("/nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_only_names_that_a_run_writes_may_be_in_it(here: Path, name: str) -> None:
+    path = here / "out" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    EXTRA[name](path)
+    assert [problem.file for problem in problems(here / "out")] == [name]
+
+
+def test_other_line_ends_are_another_file(here: Path) -> None:
+    path = here / "out/stages/train/result.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Problem("stages/train/result.json", "changed: it does not match its own digest") in problems(here / "out")
