@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from atopipe.pipeline.config.messages import sentence, unknown_keys
+from atopipe.pipeline.config.messages import sentence, switched_numbers, unknown_keys
+from atopipe.pipeline.config.plain_yaml import RepeatedKeyError, argument_value, plain_yaml
 from atopipe.pipeline.config.schema import BASELINE, Config
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import nearest_or_all
@@ -44,7 +45,7 @@ def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Co
     """The validated configuration `raw`, overridden by `values`."""
     raw = {key: _expand(key, value) for key, value in raw.items()}
     given = dict(values)
-    raw["recipe"] = _recipe(given.pop("recipe", None) or raw.get("recipe"), _default_recipe(raw, given))
+    raw["recipe"] = _recipe(given.pop("recipe", raw.get("recipe")), _default_recipe(raw, given))
     for name, value in given.items():
         raw = _merge(raw, _nested(name, value))
     return parse_config(raw)
@@ -52,13 +53,15 @@ def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Co
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
     """`width=64` -> {"width": 64}: values as YAML reads them."""
-    arguments = {}
+    arguments: dict[str, object] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--model-args is {pair}, but must be NAME=VALUE, e.g. '--model-args width=64'")
+        if name in arguments:
+            raise UsageError(f"--model-args gives {name} twice, as {arguments[name]} and as {value}: leave one out")
         try:
-            arguments[name] = yaml.safe_load(value)
+            arguments[name] = argument_value(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise UsageError(
                 f"--model-args is {pair}, whose value is not valid YAML: close its brackets and quotes, or put it "
@@ -71,6 +74,8 @@ def parse_config(raw: Mapping[str, object]) -> Config:
     """`raw` as a `Config`; UsageError names an unknown key with the nearest known one, or a value with its range."""
     for name, known in unknown_keys(raw, Config):
         raise UsageError(f"unknown configuration key '{name}': {nearest_or_all(name.rpartition('.')[2], known)}")
+    for message in switched_numbers(raw, Config):
+        raise UsageError(message)
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -85,10 +90,12 @@ def parse_config(raw: Mapping[str, object]) -> Config:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in `file`, loaded safely."""
-    if file.exists() and not file.is_file():  # a pipe would be waited for, a folder has no lines
-        raise UsageError(f"configuration file '{file}' is not a file: give a YAML file")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file.exists() and not file.is_file():  # a pipe would be waited for, a folder has no lines
+            raise UsageError(f"configuration file '{file}' is not a file: give a YAML file")
+        raw = plain_yaml(file.read_text(encoding="utf-8"))
+    except RepeatedKeyError as error:
+        raise UsageError(f"configuration file '{file}' has {error}: leave one out") from None
     except OSError as error:
         raise UsageError(f"configuration file '{file}' cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of characters, dates and numbers
@@ -123,7 +130,7 @@ def _recipe(chosen: object, default: str) -> object:
         if inline.keys() >= WHOLE and "base" not in inline:
             return inline
         return _merge(_named_recipe(str(inline.pop("base", default))), inline)
-    return _named_recipe(chosen or default) if isinstance(chosen, str | None) else chosen
+    return _named_recipe(default if chosen is None else chosen) if isinstance(chosen, str | None) else chosen
 
 
 def follows(config: Config, recipe: str) -> bool:

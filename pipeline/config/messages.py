@@ -22,6 +22,23 @@ def unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> I
             yield from unknown_keys(value, section, f"{prefix}{key}.")
 
 
+def switched_numbers(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[str]:
+    """A sentence for every number that is given as true or false, `epochs: yes`: pydantic would take it for 1 or 0."""
+    hints = typing.get_type_hints(schema)
+    for key, section in _sections(schema).items():
+        value, path = raw.get(key), f"{prefix}{key}"
+        if section is not None and isinstance(value, Mapping):
+            yield from switched_numbers(value, section, f"{path}.")
+        elif isinstance(value, bool) and _is_number(hints[key]):
+            allowed = (SETTINGS[path].allowed() if path in SETTINGS else "") or "a number"
+            yield f"{FLAGS.get(path, path)} is {str(value).lower()}, but must be {allowed}"
+
+
+def _is_number(hint: object) -> bool:
+    kinds = {*typing.get_args(hint), hint}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
 def _sections(schema: type) -> dict[str, type | None]:
     """Field name -> its own schema where the field is a section, else None."""
     return {
@@ -42,6 +59,8 @@ def sentence(error: ErrorDetails, schema: type) -> str:
     if error["type"] == "missing":
         example = {"--model": "--model resnet50"}.get(name, name)
         return f"{name} is missing: give it, e.g. '{example}'"
+    if error["type"] == "string_too_short":
+        return f"{name} is empty: give a value, or leave it out"
     if error["type"] == "value_error" and path not in (*TARGETS, "data.normalize"):
         message = str(error["ctx"]["error"])
         key = "recipe." + message.split(" ", 1)[0]

@@ -29,6 +29,9 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+Given = Annotated[str, Field(min_length=1)]  # an empty text is a variable that was not set
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -41,9 +44,9 @@ class ModelSettings(Section):
     `keep`, `only`: patterns of layers that are not pruned, or that alone are.
     """
 
-    name: str
+    name: Given
     args: dict[str, bool | int | float | str | None] = {}
-    weights: str | None = None
+    weights: Given | None = None
     keep_head: bool | None = Field(default=None, exclude_if=_is_none)
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -56,7 +59,7 @@ class DataSettings(Section):
     where they have a name, else of the data. `val_fraction`: the share for validation if the data are not split yet.
     """
 
-    source: str = "digits"
+    source: Given = "digits"
     input_size: Annotated[int, within("data.input_size")] | None = None
     normalize: str | None = Field(default=None, exclude_if=_is_none)
     val_fraction: Annotated[float, within("data.val_fraction")] = 0.2
@@ -116,11 +119,11 @@ class Config(Section):
     target_flops: TargetSetting = None
     target_params: TargetSetting = None
     target_latency: LatencySetting = None
-    latency_table: str | None = None
+    latency_table: Given | None = None
     deployment: DeploymentSettings = DeploymentSettings()
     data: DataSettings = DataSettings()
     recipe: Recipe = Recipe()
-    teacher: str | None = Field(default=None, exclude_if=_is_none)
+    teacher: Given | None = Field(default=None, exclude_if=_is_none)
     baseline: bool = False
     variants: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
     validation: ValidationSettings = ValidationSettings()

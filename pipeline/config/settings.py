@@ -80,7 +80,14 @@ TRAINING = (
         "--model",
         help="torchvision classifier, CIFAR network (resnet56), timm/NAME, your_pkg.mod:factory or net.py:factory.",
     ),
-    Setting("model.args", "--model-args", "K=V", "Argument of the model's builder; may be repeated.", several=True),
+    Setting(
+        "model.args",
+        "--model-args",
+        "K=V",
+        "Argument of the model's builder; may be repeated.",
+        several=True,
+        kind="numbers, text, true, false or null by name",
+    ),
     Setting(
         "model.weights",
         "--weights",

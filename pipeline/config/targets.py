@@ -58,7 +58,7 @@ class Target:
                 raise ValueError("it has no unit of time")
             return target
         value = float(found["number"]) * MILLISECONDS[found["unit"].lower()]
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError("it is out of range")
         return Target(value, is_fraction=False, written=f"{value:g}ms")
 

@@ -104,7 +104,7 @@ class StageStore:
 
         A setting that came later counts with its default, which stands for what was done before there was a choice.
         """
-        defaults = Config(model=ModelSettings(name="")).slice_for(stage.settings)
+        defaults = Config(model=ModelSettings(name="any")).slice_for(stage.settings)
         return {**result.depends, "settings": _completed(result.depends["settings"], defaults)}
 
     @contextmanager

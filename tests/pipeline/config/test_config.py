@@ -1,6 +1,7 @@
 """The configuration: precedence, round trip, and one sentence for everything that is wrong with it."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,47 @@ def test_a_pipe_or_a_folder_is_no_configuration(tmp_path: Path, role: str, name:
     file, values = (tmp_path / name, {}) if role == "config" else (None, {**GIVEN, "recipe": str(tmp_path / name)})
     with pytest.raises(UsageError, match=r"is not a file: give a YAML file$"):
         load_config(file, values)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: resnet18\ntarget_flops: .3\ntarget_flops: .9\n", "the key 'target_flops' twice (line 3)"),
+        ("model: {name: resnet18, args: {a: 1, a: 2}}\ntarget_flops: .3\n", "the key 'a' twice (line 1)"),
+        ("model: resnet18\ntarget_flops: .3\ngates:\n  min_accuracy: .99\n  min_accuracy: .01\n", "(line 5)"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_an_argument_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="--model-args gives width twice, as 1 and as 2"):
+        parse_arguments(["width=1", "width=2"])
+
+
+def test_arguments_are_numbers_and_nothing_as_python_writes_them() -> None:
+    given = parse_arguments(["a=1e-3", "b=None", "c=0.5", "d=Nonesuch", "e=2E5"])
+    assert given == {"a": 1e-3, "b": None, "c": 0.5, "d": "Nonesuch", "e": 2e5}
+
+
+@pytest.mark.parametrize(
+    "name", ["model.name", "model.weights", "data.source", "latency_table", "recipe", "target_flops", "teacher"]
+)
+def test_an_empty_value_is_not_taken_for_the_default(name: str) -> None:
+    """An option with a variable of the shell that is not set."""
+    with pytest.raises(UsageError, match=r"is empty|is , but must|unknown recipe ''"):
+        load_config(None, {"model.name": "resnet18", "target_flops": 0.5, name: ""})
+
+
+@pytest.mark.parametrize("name", ["seed", "recipe.epochs", "recipe.align", "threads", "recipe.weights.ema"])
+def test_true_is_not_taken_for_one(name: str) -> None:
+    with pytest.raises(UsageError, match="is true, but must be"):
+        load_config(None, {"model.name": "resnet18", "target_flops": 0.5, name: True})
+
+
+def test_a_kind_of_argument_that_is_refused_is_told_all_kinds() -> None:
+    with pytest.raises(UsageError, match="--model-args is list, but must be numbers, text, true, false or null"):
+        load_config(None, {"model.name": "resnet18", "target_flops": 0.5, "model.args": {"a": [1]}})
