@@ -16,6 +16,7 @@ from atopipe.pipeline.system.errors import DataError
 
 FEW = 50  # validation images
 NAMED = 3  # classes
+DARK = 32  # 12 bits in a file of 16, and zeros and ones, stay below
 
 
 def answer(data: Data) -> dict[str, Any]:
@@ -66,6 +67,12 @@ def _remarks(data: Data) -> Iterator[str]:
         images = f"{len(data.val):,} image{'s' if len(data.val) > 1 else ''}"
         yield f"validation has only {images}: accuracy is known to {98 / sqrt(len(data.val)):.0f} points at best"
     pixels = sample_of(data.train).flatten(1)
+    brightest = int(pixels.max())
+    if brightest < DARK:
+        yield (
+            f"no pixel of {len(pixels):,} training images looked at is brighter than {brightest} of 255: "
+            "a device that gives the full range will be answered wrongly"
+        )
     blank = int((pixels.amax(1) == pixels.amin(1)).sum())
     if blank:
         yield f"{blank:,} of {len(pixels):,} training images looked at are of a single colour"

@@ -1,14 +1,19 @@
 """What every data set must be, whatever source it comes from: asked once, when it is loaded."""
 
+import math
 import unicodedata
 from collections.abc import Iterator
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from atopipe.pipeline.data.dataset import Data, Split
-from atopipe.pipeline.system.errors import DataError
+from atopipe.pipeline.data.stores import InMemory
+from atopipe.pipeline.system.errors import AtopipeError, DataError
+from atopipe.pipeline.system.text import reason
 
+CHANNELS = 3
 SAMPLE = 64  # images of each part that are looked at
 JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of names and of emoji
 
@@ -19,6 +24,7 @@ def checked(who: str, data: Data) -> Data:
     Looked at are the class names, all labels, and the pixels of a sample.
     """
     check_class_names(who, data.labels)
+    _check_preprocessing(who, data)
     for part, split in (("training", data.train), ("validation", data.val)):
         _check_labels(f"{who} has {part} labels", split, len(data.labels))
         _check_pixels(f"{who} has {part} images", split)
@@ -38,7 +44,7 @@ def check_class_names(who: str, names: tuple[str, ...]) -> None:
         if invisible is not None or not name.strip():
             what = f"the invisible character U+{ord(invisible):04X}" if invisible else "nothing to read"
             raise DataError(f"{who} has the class name {name!a} with {what}: rename the class")
-        composed = unicodedata.normalize("NFC", name)
+        composed = " ".join(unicodedata.normalize("NFC", name).split())  # nobody sees how wide a space is
         if composed in seen:
             raise DataError(f"{who} has two classes named {composed!r}: give each a different name")
         seen.add(composed)
@@ -50,6 +56,21 @@ def _invisible(name: str) -> Iterator[str]:
     return (character for character in name if unicodedata.category(character) in kinds and character not in JOINERS)
 
 
+def _check_preprocessing(who: str, data: Data) -> None:
+    """Raises DataError unless a device that does as `data.preprocessing` says does what was done in training."""
+    settings = data.preprocessing
+    if any(split.preprocessing != settings for split in (data.train, data.val)):
+        raise DataError(f"{who} has a split with another preprocessing than its own: give one Preprocessing to all")
+    numbers = (*settings.mean, *settings.std)
+    per_channel = len(settings.mean) == len(settings.std) == settings.channels == CHANNELS
+    if not per_channel or not all(map(math.isfinite, numbers)) or min(settings.std) <= 0:
+        have = f"mean {settings.mean} and std {settings.std} for {settings.channels} channels"
+        raise DataError(f"{who} has {have}: give three finite numbers of each, and no std of 0")
+    if settings.interpolation.upper() not in Image.Resampling.__members__:
+        kinds = ", ".join(name.lower() for name in Image.Resampling.__members__)
+        raise DataError(f"{who} has the interpolation '{settings.interpolation}': choose one of {kinds}")
+
+
 def _check_labels(who: str, split: Split, classes: int) -> None:
     labels = split.labels
     if labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
@@ -59,10 +80,19 @@ def _check_labels(who: str, split: Split, classes: int) -> None:
 
 
 def _check_pixels(who: str, split: Split) -> None:
-    pixels = sample_of(split)
+    try:
+        pixels = sample_of(split)
+    except (AtopipeError, MemoryError):
+        raise
+    except Exception as error:  # a store of the user's may raise anything
+        raise DataError(f"{who} that cannot be read: {reason(error)}") from error
     high, wide = split.preprocessing.size
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != CHANNELS:
         raise DataError(f"{who} of {pixels.dtype} {list(pixels.shape)}: give uint8 [N, 3, H, W]")
+    stored = len(split.images.pixels) if isinstance(split.images, InMemory) else len(split)
+    if stored != len(split) or len(pixels) != min(SAMPLE, len(split)):
+        found = stored if stored != len(split) else len(pixels)
+        raise DataError(f"{who} and labels of other numbers: {found} for {len(split)}: give each label its image")
     if pixels.shape[2] < high or pixels.shape[3] < wide:
         smaller = f"{pixels.shape[3]}x{pixels.shape[2]} pixels, smaller than the input of {wide}x{high}"
         raise DataError(f"{who} of {smaller}: scale them to it or more")

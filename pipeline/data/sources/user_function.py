@@ -10,6 +10,8 @@ in memory comes as an `atopipe.pipeline.data.dataset.Data` with its own ImageSto
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
@@ -27,7 +29,7 @@ RETURNS = "(train_images, train_labels, val_images, val_labels, class_names)"
 
 def load(source: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
     """What the function `source` returns; raises DataError."""
-    from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.data.dataset import Data, Split
 
     who = f"data factory '{source}'"
     factory = find_factory(who, source, RETURNS, DataError)
@@ -39,7 +41,11 @@ def load(source: str, request: Request, on_progress: OnProgress | None = None) -
         raise
     except (Exception, SystemExit) as error:  # user code may raise anything
         raise DataError(f"{who} failed with {written(args)}: {reason(error)}") from error
-    return result if isinstance(result, Data) else _from_arrays(who, source, result, request.input_size)
+    if not isinstance(result, Data):
+        return _from_arrays(who, source, result, request.input_size)
+    if not (isinstance(result.train, Split) and isinstance(result.val, Split)):
+        raise DataError(f"{who} returned Data whose train or val is no Split: give both as Split")
+    return replace(result, labels=_class_names(who, result.labels))
 
 
 def _from_arrays(who: str, source: str, result: object, input_size: int | None) -> "Data":
@@ -72,7 +78,7 @@ def _class_names(who: str, given: object) -> tuple[str, ...]:
         raise DataError(
             f"{who} has class names in a {type(given).__name__}: give a list, in the order of their numbers"
         )
-    names = list(given)
+    names = [name.value if isinstance(name, Enum) else name for name in given]
     for name in names:
         if not isinstance(name, (str, int, np.integer)) or name is True or name is False:
             raise DataError(f"{who} has the class name {name!r}, a {type(name).__name__}: give strings")
@@ -88,7 +94,7 @@ def _part(who: str, images: object, numbers: object, classes: int) -> "LabelledI
         pixels, labels = np.asarray(images), np.asarray(numbers)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
         raise DataError(f"{who} images or labels are not arrays: {reason(error)}") from error
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
         raise DataError(f"{who} images are {_kind(pixels)}: give uint8 [N, C, H, W] with one channel or three")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != pixels.shape[:1] or not labels.size:
         raise DataError(f"{who} labels are {_kind(labels)} for {len(pixels):,} images: give each image an integer")
