@@ -220,12 +220,14 @@ class Workspace:
 
         UsageError where it has not one logit for each class.
         """
-        from atopipe.pipeline.models.contract import require_logits
+        from atopipe.pipeline.models.contract import require_copyable, require_logits
 
         model = self.new_model(lambda text: self.display.say(f"model   {text}"))
-        require_logits(model, f"model '{self.config.model.name}'", self.example, len(self.data.labels))
+        who, classes = f"model '{self.config.model.name}'", len(self.data.labels)
+        require_logits(model, who, self.example, classes)
+        require_copyable(model, who)
         if self.config.model.weights is not None:
-            self.display.say(f"weights {load_start(self.config, model, len(self.data.labels))}")
+            self.display.say(f"weights {load_start(self.config, model, classes)}")
         return model
 
     def groups(self, model: "nn.Module") -> "Groups":
@@ -233,6 +235,7 @@ class Workspace:
         from atopipe.ato.discovery.capture import GraphError
         from atopipe.ato.discovery.find import find_groups
         from atopipe.ato.groups import NoGroupsError
+        from atopipe.pipeline.models.contract import require_trainable
         from atopipe.pipeline.models.layer_filter import choose
 
         settings = self.config.model
@@ -240,6 +243,7 @@ class Workspace:
             found = find_groups(model, self.example, self.generator(Stream.GROUPS))
         except (GraphError, NoGroupsError) as error:
             raise UsageError(f"model '{settings.name}' cannot be pruned: {error}") from error
+        require_trainable(model, f"model '{settings.name}'", self.example, len(self.data.labels))
         return choose(found, model, keep=settings.keep, only=settings.only)
 
     def preflight(self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "Preflight":

@@ -1,5 +1,6 @@
 """What every network must do with an image before it is trained: take three channels, give a logit for each class."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.pipeline.models.build import CLASS_ARGUMENTS, ModelError
+from atopipe.pipeline.system.text import reason
 
+TOGETHER = 4  # images of a training step that is tried
 OTHER_CHANNELS = (1, 2, 4, 6)
 CHANNEL_ARGUMENTS = "in_chans=3, in_channels=3, ..., with --model-args where it takes one"
 
@@ -32,6 +35,47 @@ def require_logits(model: nn.Module, who: str, example: Tensor, classes: int) ->
             f"{who} takes images of {channels} {'channel' if channels == 1 else 'channels'}, and every image is given "
             f"as RGB: build it for 3 channels ({CHANNEL_ARGUMENTS})"
         )
+
+
+def require_trainable(model: nn.Module, who: str, example: Tensor, classes: int) -> None:
+    """Raises ModelError unless `model` returns logits in training mode too, through which its parameters get gradients.
+
+    A copy goes through one step forward and back on the image [1, 3, H, W]; torch's random state stays as it was.
+    """
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        raise ModelError(f"{who} starts with values that are not finite numbers in '{broken[0]}': initialise it")
+    trained = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            output = trained(torch.cat([example] * TOGETHER))
+        except Exception as error:  # whatever the network's code raises
+            raise ModelError(f"{who} fails in training mode: {reason(error)}; repair its forward()") from error
+        if not isinstance(output, Tensor) or output.shape != (TOGETHER, classes):
+            kind = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ModelError(f"{who} returns {kind} in training mode: return the logits [images, {classes}] there too")
+        if not output.requires_grad:
+            raise ModelError(f"{who} gives logits without gradients: {_gradients_off(trained)}")
+        output.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def require_copyable(model: nn.Module, who: str) -> None:
+    """Raises ModelError where `model` cannot be copied, as everything that tries something out on it does."""
+    try:
+        copy.deepcopy(model)
+    except Exception as error:  # locks, generators and sparse parameters say so in many ways
+        raise ModelError(
+            f"{who} cannot be copied ({reason(error)}): keep dense tensors and plain values in its attributes"
+        ) from error
+
+
+def _gradients_off(model: nn.Module) -> str:
+    """What may have switched them off, as a remedy."""
+    if not torch.is_grad_enabled():
+        return "take torch.set_grad_enabled(False) out of its code"
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return "set requires_grad to True for the parameters that are to be trained"
+    return "take no_grad, detach and numpy out of its forward()"
 
 
 def _output(model: nn.Module, images: Tensor) -> Any:

@@ -52,3 +52,7 @@ def _require_python(name: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         what = f"'{name}' in it is" if name else "it is"
         raise ValueError(f"{what} a TorchScript module, which cannot be pruned: build the torch.nn.Module instead")
+    try:
+        module.train(module.training)
+    except NotImplementedError:
+        raise ValueError("it is a program of torch.export, which has one mode: build the torch.nn.Module") from None

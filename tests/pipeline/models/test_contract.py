@@ -1,6 +1,7 @@
 """Networks of users as they come: how the number of classes gets in, wrappers, number formats, and what is refused."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.models.build import CLASS_ARGUMENTS, ModelError, build_model
-from atopipe.pipeline.models.contract import require_logits
+from atopipe.pipeline.models.contract import require_copyable, require_logits, require_trainable
 from atopipe.pipeline.models.wrappers import unwrapped
 from atopipe.pipeline.report.terminal import QuietDisplay
 
@@ -140,3 +141,72 @@ def test_torchscript_is_refused_with_the_remedy(factories: Callable[[str], str],
         f"model factory '{name}' cannot be used: {where} is a "
         "TorchScript module, which cannot be pruned: build the torch.nn.Module instead"
     )
+
+
+class Changed(nn.Module):
+    """A network whose `forward` does something with the logits."""
+
+    def __init__(self, change: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.inner, self.change = network(), change
+
+    def forward(self, images: Tensor) -> object:
+        return self.change(self, self.inner(images))
+
+
+def fails_in_training(module: nn.Module, logits: Tensor) -> Tensor:
+    if module.training:
+        raise RuntimeError("no labels given")
+    return logits
+
+
+UNTRAINABLE: dict[str, tuple[nn.Module, str]] = {
+    "frozen": (network().requires_grad_(False), "set requires_grad to True"),
+    "detached": (Changed(lambda module, logits: logits.detach()), "take no_grad, detach and numpy out"),
+    "tuple": (Changed(lambda module, logits: (logits, logits) if module.training else logits), "returns a tuple"),
+    "fails": (Changed(fails_in_training), "fails in training mode: RuntimeError: no labels given"),
+    "fewer logits": (Changed(lambda module, logits: logits[:, :2] if module.training else logits), r"tensor \[4, 2\]"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTRAINABLE)
+def test_a_network_that_cannot_be_trained_is_refused(kind: str) -> None:
+    model, words = UNTRAINABLE[kind]
+    with pytest.raises(ModelError, match=words):
+        require_trainable(model, "it", EXAMPLE, 4)
+
+
+def test_a_network_that_starts_with_nan_is_refused() -> None:
+    model = network()
+    model.get_parameter("0.weight").data[0] = float("nan")
+    with pytest.raises(ModelError, match=r"not finite numbers in '0\.weight'"):
+        require_trainable(model, "it", EXAMPLE, 4)
+
+
+def test_gradients_that_its_code_has_switched_off_are_named() -> None:
+    with torch.no_grad(), pytest.raises(ModelError, match=r"take torch\.set_grad_enabled\(False\) out"):
+        require_trainable(network(), "it", EXAMPLE, 4)
+
+
+def test_trying_a_step_changes_nothing() -> None:
+    model = network()
+    before, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    require_trainable(model, "it", EXAMPLE, 4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kept", [threading.Lock(), (number for number in range(3))], ids=["lock", "generator"])
+def test_a_network_that_cannot_be_copied_is_refused(kept: object) -> None:
+    model = network()
+    vars(model)["kept"] = kept
+    with pytest.raises(ModelError, match="cannot be copied"):
+        require_copyable(model, "it")
+
+
+def test_a_program_of_export_is_refused(factories: Callable[[str], str]) -> None:
+    images = "(torch.zeros(2, 3, 16, 16),)"
+    name = factories(f"def net():\n    return torch.export.export(nn.Conv2d(3, 4, 3), {images}).module()\n")
+    with pytest.raises(ModelError, match=r"a program of torch\.export, which has one mode"):
+        build_model(name, 4)
