@@ -39,6 +39,13 @@ CLASS_ARGUMENTS = (
     "out_channels",
     "nc",
 )
+# Arguments of libraries' builders that a run sets itself: what is given for them would be lost, or not on record.
+SAID_ELSEWHERE: Mapping[str, str] = {
+    "num_classes": "leave it out, the data say how many classes there are",
+    "pretrained": "give --weights default",
+    "checkpoint_path": "give --weights FILE",
+    "weights": "give --weights",
+}
 BUILDER_ARGS: Mapping[str, Mapping[str, object]] = {
     "googlenet": WITHOUT_AUXILIARY_HEADS,
     "inception_v3": WITHOUT_AUXILIARY_HEADS,
@@ -68,6 +75,9 @@ def build_model(
     """
     if ":" in name and not name.startswith(TIMM):
         return _from_factory(name, dict(args or {}), num_classes, note)
+    for argument, remedy in SAID_ELSEWHERE.items():
+        if argument in (args or {}):
+            raise ModelError(f"--model-args {argument} would not count for model '{name}': {remedy}")
     build = _from_timm if name.startswith(TIMM) else _by_name
     return build(name, dict(args or {}), {"num_classes": num_classes})
 
@@ -112,6 +122,9 @@ def _from_factory(name: str, args: Mapping[str, object], num_classes: int, note:
     who = f"model factory '{name}'"
     factory = find_factory(who, name, "a torch.nn.Module", ModelError)
     argument = first_accepted(factory, CLASS_ARGUMENTS)
+    if argument in args:
+        remedy = SAID_ELSEWHERE["num_classes"]
+        raise ModelError(f"--model-args {argument} would not count for {who}: {remedy}")
     model = _call(who, factory, {**args, **({argument: num_classes} if argument else {})})
     try:
         model = unwrapped(model, note)

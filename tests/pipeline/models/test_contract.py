@@ -210,3 +210,23 @@ def test_a_program_of_export_is_refused(factories: Callable[[str], str]) -> None
     name = factories(f"def net():\n    return torch.export.export(nn.Conv2d(3, 4, 3), {images}).module()\n")
     with pytest.raises(ModelError, match=r"a program of torch\.export, which has one mode"):
         build_model(name, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "remedy"),
+    [
+        ("resnet18", "num_classes", "leave it out, the data say how many classes there are"),
+        ("resnet18", "weights", "give --weights"),
+        ("timm/resnet18", "pretrained", "give --weights default"),
+        ("timm/resnet18", "checkpoint_path", "give --weights FILE"),
+    ],
+)
+def test_arguments_that_would_be_lost_or_off_the_record_are_refused(name: str, argument: str, remedy: str) -> None:
+    with pytest.raises(ModelError, match=f"--model-args {argument} would not count for model '{name}': {remedy}"):
+        build_model(name, 4, {argument: 5})
+
+
+def test_the_number_of_classes_of_a_factory_is_that_of_the_data(factories: Callable[[str], str]) -> None:
+    name = factories("def net(n_classes):\n    return nn.Linear(3, n_classes)\n")
+    with pytest.raises(ModelError, match="--model-args n_classes would not count"):
+        build_model(name, 4, {"n_classes": 5})
