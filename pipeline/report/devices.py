@@ -1,16 +1,15 @@
 """What other machines measured of a run's model: the output of the bundle's `infer.py --bench --json`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import DEVICES, file_of
 from atopipe.pipeline.system.errors import MissingError, UsageError
-from atopipe.pipeline.system.files import write_json
+from atopipe.pipeline.system.files import DamagedError, read_ordinary, write_json
 
 
 class _Part(BaseModel):
@@ -66,12 +65,16 @@ class Device(_Part):
 def add_device(run: RunDirectory, file: Path) -> None:
     """Keeps the measurements of `file` with the run; UsageError where they are none, or of another model."""
     try:
-        device = Device.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        device = _read(file)
     except OSError as error:
         raise MissingError(f"device file '{file}' cannot be read: {error.strerror}") from None
-    except (ValueError, ValidationError):
+    except (ValueError, DamagedError):
         remedy = "give the output of 'python infer.py --bench --json' on the device"
         raise UsageError(f"device file '{file}' holds no measurements: {remedy}") from None
+    if not device.selftest.passed:
+        raise UsageError(
+            f"device file '{file}' is of a bundle that failed its self-test: unpack the bundle again there"
+        )
     delivered = _delivered(run, device.variant)
     if device.model_sha256 != delivered:
         raise UsageError(
@@ -83,11 +86,23 @@ def add_device(run: RunDirectory, file: Path) -> None:
     write_json(run.root / DEVICES / f"{name.lower()}.json", device.model_dump())
 
 
-def devices_of(run: RunDirectory) -> list[Device]:
-    """All that was added and is about the models as they are now."""
-    files = sorted((run.root / DEVICES).glob("*.json"))
-    found = [Device.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
-    return [device for device in found if device.model_sha256 == _delivered(run, device.variant)]
+def device_lines(run: RunDirectory) -> tuple[str, ...]:
+    """A line for everything that was added and is about the models as they are now; a damaged file is named."""
+    lines = []
+    for file in sorted((run.root / DEVICES).glob("*.json")):
+        try:
+            device = _read(file)
+        except (OSError, ValueError, DamagedError):
+            lines.append(f"'{DEVICES}/{file.name}' is damaged: delete it, and add the device's measurements again")
+            continue
+        if device.model_sha256 == _delivered(run, device.variant):
+            lines.append(device.sentence())
+    return tuple(lines)
+
+
+def _read(file: Path) -> Device:
+    """The measurements in a file; raises OSError, ValueError or DamagedError."""
+    return Device.model_validate_json(read_ordinary(file))
 
 
 def _delivered(run: RunDirectory, variant: str) -> str:

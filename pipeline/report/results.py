@@ -7,7 +7,7 @@ from typing import Any
 
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.report.ci import append_step_summary, junit
-from atopipe.pipeline.report.devices import devices_of
+from atopipe.pipeline.report.devices import device_lines
 from atopipe.pipeline.report.summary import Summary, VariantRow, summarise
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import DATA, MODEL, Result
@@ -41,7 +41,7 @@ def summary_of(run: RunDirectory, results: Sequence[Result]) -> Summary:
     model = run.stages.artifact("export", MODEL)
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
     summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
-    devices = tuple(device.sentence() for device in devices_of(run))
+    devices = device_lines(run)
     return replace(summary, devices=devices, data=_remarks(run), variants=rows_of(run, metrics))
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.data.preprocessing import Preprocessing, preprocess
+from atopipe.pipeline.report.devices import device_lines
+from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.stages.bundle import infer
 from atopipe.pipeline.system.files import sha256_file
 
@@ -290,6 +292,22 @@ def test_the_measurements_of_a_device_become_a_line_of_the_report(
         in capsys.readouterr().err
     )
     assert main(["report", "out", "--add", "nothing.json"]) == 5
+
+
+def test_a_damaged_file_of_a_device_is_named_and_a_failed_selftest_refused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out/devices").mkdir()
+    (tmp_path / "out/devices/board.json").write_text("{")
+    run = RunDirectory.open(tmp_path / "out")
+    assert device_lines(run) == ("'devices/board.json' is damaged: delete it, and add the device's measurements again",)
+    host = {"cpu": "board", "machine": "arm", "system": "Linux", "onnxruntime": "1.20", "threads": 1}
+    found = {"model_sha256": "0", "device": host, "bench": {"p50_ms": 1.0, "runs": 9, "kept": 1.0}}
+    (tmp_path / "failed.json").write_text(json.dumps({**found, "selftest": {"passed": False, "max_abs_diff": 1.0}}))
+    assert main(["report", "out", "--add", "failed.json"]) == 2
+    assert "failed its self-test" in capsys.readouterr().err
 
 
 def test_the_card_says_what_the_file_needs(finished: Path) -> None:
