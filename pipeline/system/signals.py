@@ -51,8 +51,11 @@ stop_requested = StopRequest()
 def terminable() -> Iterator[None]:
     """While active, the others do what Ctrl-C does, so that a stage can clean up."""
     stop_requested.made = False
-    with handled_by(_interrupt, *ending()):
-        yield
+    try:
+        with handled_by(_interrupt, *ending()):
+            yield
+    finally:
+        stop_requested.made = False  # what is started next was not asked to end
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def test_what_float16_cannot_hold_is_refused(
     source: Path, images: np.ndarray, tmp_path: Path, factor: float, words: str
 ) -> None:
     large = changed(source, tmp_path / "large.onnx", "stem.weight", factor)
-    with pytest.raises(QuantizeError, match=f"^float16 ends at 65504, and {words}: use int8$"):
+    with pytest.raises(QuantizeError, match=f"^float16 ends at 65504, but {words}: use int8$"):
         write_variant("fp16", large, tmp_path / "fp16.onnx", images)
     assert [file.name for file in tmp_path.iterdir()] == ["large.onnx"]
 

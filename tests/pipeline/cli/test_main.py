@@ -75,9 +75,9 @@ RUN = ("run", "--model", "resnet18", "--target-flops", "0.3")
             "atopipe: unknown option '--modell': did you mean --model, --model-args or --mlflow?",
         ),
         (
-            ["run", "--target-flop=0.3"],
+            ["run", "--live-shrnk"],
             2,
-            "atopipe: unknown option '--target-flop': did you mean --target-flops or --target-params?",
+            "atopipe: unknown option '--live-shrnk': did you mean --live-shrink or --no-live-shrink?",
         ),
         (["run", "--target-flops", "0.3"], 2, "atopipe: --model is missing: give it, e.g. '--model resnet50'"),
         (["run", "--model", "x"], 2, "atopipe: --target-flops is missing: give it, e.g. '--target-flops 0.3'"),

@@ -146,9 +146,8 @@ def test_a_killed_process_ends_the_job_with_one_sentence(work: Path, killed: int
     assert [line for line in error.splitlines() if line.startswith("atopipe: ")], error
     assert [line for line in error.splitlines() if line.startswith("atopipe: ")] == [f"atopipe: {LOST}"]
     assert not (work / output / "stages/train").exists()
-    if killed == 1:  # rank 0 has tidied up, and its own exit code is in the launcher's report
+    if killed == 1:  # rank 0 has tidied up
         assert not list((work / output / "stages").iterdir())
-        assert "exitcode  : 5" in error
 
 
 @pytest.mark.slow

@@ -308,7 +308,7 @@ def test_a_device_may_measure_a_variant(work: Path, bundle: Path, capsys: pytest
     assert line in (work / "all/summary.md").read_text()
     (work / "device.json").write_text(json.dumps(measured | {"variant": "fp16"}))
     assert main(["report", "all", "--add", "device.json"]) == 2
-    assert "is about another model" in capsys.readouterr().err
+    assert "belongs to another model" in capsys.readouterr().err
 
 
 def compared(ratio: float, spread: float = 0.02, kept: float = 1.0) -> Comparison:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from atopipe.pipeline.system.signals import StopRequest, deferred, ending, terminable
+from atopipe.pipeline.system.signals import StopRequest, deferred, ending, stop_requested, terminable
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def test_a_closed_terminal_asks_as_the_others_do(number: signal.Signals) -> None
     assert stop.made
     with pytest.raises(KeyboardInterrupt), terminable():
         signal.raise_signal(number)
+    assert not stop_requested.made
     waits = deferred()
     waits.__enter__()
     signal.raise_signal(number)
