@@ -98,7 +98,9 @@ def _trained_on(stage: Stage, known: Sequence[Stage], run: RunDirectory) -> Mapp
 def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
     run.stages.check_artifacts(stage.name)
     run.stages.drop_checkpoints(stage.name)
-    display.say(f"{stage.name:<8} unchanged, skipped")
+    lost = run.stages.restore_copies(stage)
+    restored = f"; {len(lost)} of its copies restored, the first is '{lost[0]}'" if lost else ""
+    display.say(f"{stage.name:<8} unchanged, skipped{restored}")
 
 
 def _fetch_weights(chosen: Sequence[Stage], run: RunDirectory, forced: Collection[str]) -> None:

@@ -78,6 +78,16 @@ class StageStore:
         for name in result.artifacts if result else ():
             self.artifact(stage, name)
 
+    def restore_copies(self, stage: StageSpec) -> list[str]:
+        """Puts back what is missing or changed of a complete stage's copies at the top; the names of those files."""
+        result = self.result(stage.name)
+        artifacts = result.artifacts if result and stage.published else {}
+        lost = [name for name, digest in artifacts.items() if not _is_file_of(self.root / name, self.root, digest)]
+        for name in lost:
+            _clear_way(self.root / name, self.root)
+            shutil.copyfile(self.artifact(stage.name, name), self.root / name)
+        return lost
+
     def depends(self, stage: StageSpec) -> dict[str, Any]:
         """Everything the outcome of `stage` depends on; its inputs must be complete."""
         inputs = {name: self.result(name) for name in stage.inputs}
@@ -194,6 +204,23 @@ class StageStore:
         self._partial(stage).rename(final)
         shutil.rmtree(retired, ignore_errors=True)
         self.drop_checkpoints(stage)
+
+
+def _is_file_of(path: Path, root: Path, digest: str) -> bool:
+    """Whether an ordinary file of that digest lies there, reached through no link below `root`."""
+    between = [path, *path.parents][: len(path.relative_to(root).parts)]
+    return path.is_file() and not any(map(Path.is_symlink, between)) and sha256_file(path) == digest
+
+
+def _clear_way(path: Path, root: Path) -> None:
+    """Makes place for a file: what lies there, or where one of its folders has to be, is taken away."""
+    for place in reversed([path, *path.parents][: len(path.relative_to(root).parts)]):
+        if place.is_symlink() or place.is_file():
+            place.unlink()
+        elif place == path and place.is_dir():
+            shutil.rmtree(place)
+        if place != path:
+            place.mkdir(exist_ok=True)
 
 
 def _completed(then: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

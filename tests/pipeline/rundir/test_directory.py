@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,34 @@ def test_the_manifest_chains_the_digests(run: RunDirectory) -> None:
     assert second["inputs"] == {"first": first["digest"]}
     assert first["artifacts"] == {"out.txt": sha256_file(run.stages.folder("first") / "out.txt")}
     assert {"command", "seed", "versions", "hardware"} <= set(manifest)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda copies: shutil.rmtree(copies),
+        lambda copies: (copies / "out.txt").unlink(),
+        lambda copies: (copies / "out.txt").write_text("another run's"),
+        lambda copies: ((copies / "out.txt").unlink(), (copies / "out.txt").mkdir()),
+        lambda copies: ((copies / "out.txt").unlink(), (copies / "out.txt").symlink_to("kept.txt")),
+        lambda copies: copies.rename(copies.with_name("moved")).parent.joinpath("bundle").symlink_to("moved"),
+        lambda copies: (shutil.rmtree(copies), copies.write_text("a file")),
+    ],
+    ids=["folder deleted", "file deleted", "changed", "a folder", "a link", "a linked folder", "a file for the folder"],
+)
+def test_copies_of_a_published_stage_are_put_back(run: RunDirectory, harm: Callable[[Path], object]) -> None:
+    stage = replace(FIRST, published=True)
+    with run.stages.writing(stage) as attempt:
+        (attempt.folder / "bundle").mkdir()
+        write_text(attempt.folder / "bundle/out.txt", "model")
+    assert run.stages.restore_copies(stage) == ["bundle/out.txt"]
+    assert run.stages.restore_copies(stage) == []
+    harm(run.root / "bundle")
+    assert run.stages.restore_copies(stage) == ["bundle/out.txt"]
+    assert (run.root / "bundle/out.txt").read_text() == "model"
+    assert not (run.root / "bundle").is_symlink()
+    assert not (run.root / "bundle/out.txt").is_symlink()
+    assert run.stages.restore_copies(FIRST) == []
 
 
 def test_a_changed_artifact_is_not_handed_out(run: RunDirectory) -> None:
