@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import distribution
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -120,7 +120,9 @@ def workflow_text(config: Path, run: Path, requirement: str) -> str:
 
 
 def _own_requirement() -> str:
-    installed = distribution("atopipe")
+    """What installs this atopipe. A source tree on the import path has metadata too; only that of pip has INSTALLER."""
+    found = list(distributions(name="atopipe"))
+    installed = next((each for each in found if each.read_text("INSTALLER")), found[0])
     return requirement_of(json.loads(installed.read_text("direct_url.json") or "{}"), installed.version)
 
 

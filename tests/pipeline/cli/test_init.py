@@ -127,8 +127,15 @@ def _placed(value: object, here: Path) -> object:
     return value.format(here=here) if isinstance(value, str) else value
 
 
-def test_a_place_that_github_cannot_reach_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("beside_its_source", [False, True])
+def test_a_place_that_github_cannot_reach_is_refused(
+    here: Path, beside_its_source: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tests themselves run on such an atopipe."""
+    if beside_its_source:
+        (here / "atopipe.egg-info").mkdir()
+        (here / "atopipe.egg-info/PKG-INFO").write_text("Metadata-Version: 2.4\nName: atopipe\nVersion: 9.9\n")
+        monkeypatch.syspath_prepend(here)
     assert main(["init", "--github"]) == 2
     assert capsys.readouterr().err == (
         "atopipe: this atopipe was installed from a place that GitHub cannot reach: add --install with a URL, or with "
