@@ -7,6 +7,7 @@ this machine, or on the device whose table the run was given.
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.engine.deployment import session_arguments
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.stages.profile.pack import make_pack
 from atopipe.pipeline.stages.profile.table import TABLE, LatencyTable, check_table, read_table
@@ -31,12 +32,11 @@ def run(context: Context) -> dict[str, float]:
 
 def timed_here(config: Config, folder: "Path") -> LatencyTable:
     """The table of the pack in `folder` on this machine; MissingError where the deployment is not to be had."""
-    from atopipe.pipeline.stages.profile.probe import PROVIDERS, Failed, probe
+    from atopipe.pipeline.stages.profile.probe import Failed, probe
     from atopipe.pipeline.system.errors import MissingError
 
-    deployment = config.deployment
     try:
-        found = probe(folder, PROVIDERS[deployment.provider], deployment.threads, deployment.batch)
+        found = probe(folder, **session_arguments(config.deployment))
     except Failed as error:
         raise MissingError(f"latency cannot be measured here: {error}") from error
     return LatencyTable.model_validate(found)

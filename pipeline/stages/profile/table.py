@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from atopipe.pipeline.config.schema import DeploymentSettings
+from atopipe.pipeline.engine.deployment import session_arguments
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.system.errors import MissingError, UsageError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from atopipe.ato.search.latency import HeldOutError
 
 TABLE = "latency.json"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 LARGEST_TABLE = 16 * 2**20  # bytes
 
 Milliseconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -80,8 +80,8 @@ def check_table(table: LatencyTable, pack: Mapping[str, Any], deployment: Deploy
             f"--latency-table '{name}' is of another network, input or version: make the pack again with "
             "'atopipe profile', and time it on the device"
         )
-    asked = (PROVIDERS[deployment.provider], deployment.threads, deployment.batch)
-    if (table.provider, table.threads, table.batch) != asked:
+    made = {"provider": table.provider, "threads": table.threads, "batch": table.batch}
+    if made != session_arguments(deployment):
         raise UsageError(
             f"--latency-table '{name}' was made with {table.provider}, {table.threads} threads and batch "
             f"{table.batch}: give the same with --deploy-provider, --deploy-threads and --deploy-batch, or "
