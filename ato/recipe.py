@@ -140,6 +140,7 @@ class Recipe:
     `compile`: run the weight step through torch.compile.
     `statistics_images`: training images from which the statistics of normalisation layers are estimated again for what
     is delivered, and a quarter of them for a look at a network that is being pruned; 0: never.
+    `least_crop`: the least share of its area that a random crop of a photograph keeps; None: as its size suggests.
     """
 
     epochs: int = 24
@@ -150,6 +151,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     statistics_images: int = 0
+    least_crop: float | None = None
     weights: WeightSettings = field(default_factory=WeightSettings)
     phases: PhaseSettings = field(default_factory=PhaseSettings)
     controller: ControllerSettings = field(default_factory=ControllerSettings)
@@ -160,6 +162,8 @@ class Recipe:
         _require("epochs", self.epochs, self.epochs >= 1, "1 or more")
         _require("batch_size", self.batch_size, self.batch_size >= 2, "2 or more")
         _require("statistics_images", self.statistics_images, self.statistics_images >= 0, "0 or more")
+        crop = self.least_crop
+        _require("least_crop", crop, crop is None or 0 < crop <= 1, "above 0 and at most 1, or null")
         _require("align", self.align, self.align == "auto" or self.align >= 1, "1 or more, or auto")
 
 

@@ -72,10 +72,10 @@ def train_case(case: Case, data: Data, recipe: Recipe, search: MakeSearch, devic
     return {"accuracy": tested, **kept, "flops_kept": [e.kept.get("flops", 1.0) for e in epochs], "seconds": seconds}
 
 
-def done(name: str) -> set[Case]:
-    """The runs whose results are there."""
-    names = [field.name for field in dataclasses.fields(Case)]
-    return {Case(**{field: row[field] for field in names}) for row in rows(name)}
+def done(name: str, kind: type = Case) -> set[Any]:
+    """The runs whose results are there, each as a `kind`: the dataclass of what makes a line its own."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {kind(**{field: row[field] for field in names}) for row in rows(name)}
 
 
 def markdown(found: Iterable[Mapping[str, Any]], order: Sequence[str]) -> Iterator[str]:

@@ -16,8 +16,13 @@ from atopipe.pipeline.data.preprocessing import SMALL, Size
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def usual_augmentation(size: Size) -> Augmentation:
-    """Windows of the padded image for small ones, as is usual on CIFAR; random resized crops for large ones."""
+def usual_augmentation(size: Size, least_crop: float | None = None) -> Augmentation:
+    """Random resized crops of at least the share `least_crop` of the area, by default 0.08 of large images.
+
+    Small images, where nothing is asked for, are padded, and windows cut from them, as is usual on CIFAR.
+    """
+    if least_crop is not None:
+        return partial(resized_crop_flip, size=size, area=(least_crop, 1.0))
     if max(size) <= SMALL:
         return partial(pad_crop_flip, padding=min(size) // 8)
     return partial(resized_crop_flip, size=size)

@@ -43,19 +43,21 @@ def load_data(
     val_fraction: float = 0.2,
     resize: tuple[int, int] | None = None,
     interpolation: str = "bilinear",
+    least_crop: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> "Data":
     """The data set `source` names; `seed` and `val_fraction` split a source without a validation part.
 
     `input_size` is the side of the square input, chosen from the images if absent; photographs are scaled by
-    `interpolation` to cover `resize`, by default a little more than the input, and cut to it.
+    `interpolation` to cover `resize`, by default a little more than the input, and cut to it; random crops of them keep
+    `least_crop` of the area at least.
     `on_progress(done, total)` is called while images are decoded. Raises DataError (exit code 2), or MissingDataError
     (5) if there is no such data.
     """
     from atopipe.pipeline.data.checks import checked
 
     found, argument = find_source(source)
-    request = Request(seed, input_size, val_fraction, resize, interpolation)
+    request = Request(seed, input_size, val_fraction, resize, interpolation, least_crop)
     return checked(f"data '{source}'", found.load(argument, request, on_progress))
 
 

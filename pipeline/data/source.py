@@ -18,7 +18,8 @@ OnProgress = Callable[[int, int], None]  # images done, images in all
 class Request:
     """What a source is asked for: None as `input_size` leaves the choice to it, None as `resize` the margin around it.
 
-    `resize`, `interpolation`: how photographs are scaled before the input is cut out of them.
+    `resize`, `interpolation`: how photographs are scaled before the input is cut out of them; `least_crop`: the least
+    share of their area that a random crop keeps in training, None for the usual augmentation.
     """
 
     seed: int
@@ -26,6 +27,7 @@ class Request:
     val_fraction: float
     resize: tuple[int, int] | None = None
     interpolation: str = "bilinear"
+    least_crop: float | None = None
 
 
 def no_files(argument: str) -> Mapping[str, Path]:

@@ -137,6 +137,7 @@ class Workspace:
             settings.source,
             seed=self.config.seed,
             val_fraction=settings.val_fraction,
+            least_crop=self.config.recipe.least_crop,
             on_progress=self.display.loading,
             **input_of(self.config),
         )

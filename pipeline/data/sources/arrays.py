@@ -30,15 +30,16 @@ def data_from_arrays(
     *,
     input_size: int | None,
     augmentation: Augmentation | None = None,
+    least_crop: float | None = None,
 ) -> Data:
     """The images as RGB, scaled to `input_size` where it is given; `title` begins the description.
 
-    Mean and deviation are those of the training images.
+    Training images change as `augmentation` says, or as is usual. Mean and deviation are those of the training images.
     """
     height, width = (input_size, input_size) if input_size else train.pixels.shape[2:]
     pixels = [resized(part.pixels, (height, width)) for part in (train, val)]
     preprocessing = Preprocessing((height, width), (height, width), *channel_statistics(pixels[0]))
-    augmentations = (augmentation or usual_augmentation((height, width)), unchanged)
+    augmentations = (augmentation or usual_augmentation((height, width), least_crop), unchanged)
     splits = (
         Split(
             InMemory(torch.from_numpy(np.require(images, requirements=["C", "W"]))),

@@ -98,7 +98,8 @@ def load(edition: Edition, argument: str, request: Request, on_progress: OnProgr
         )
     train, val = (_images(edition, contents, files) for files in (edition.train, edition.val))
     title = f"{edition.name} '{root}': {count:,} photographs"
-    return data_from_arrays(edition.name, title, names, train, val, input_size=request.input_size)
+    size, least_crop = request.input_size, request.least_crop
+    return data_from_arrays(edition.name, title, names, train, val, input_size=size, least_crop=least_crop)
 
 
 def _images(edition: Edition, contents: Mapping[str, bytes], files: Iterable[str]) -> "LabelledImages":

@@ -42,9 +42,10 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
         sum(len(split.paths) * 3 * crop[0] * crop[1] for split, crop in crops) <= all_reduce_min(available_memory()) / 4
     )
     images, preprocessing = (_in_memory if fits else _on_disk)(crops, scaling, on_progress)
+    augmentations = (usual_augmentation(size, request.least_crop), unchanged)
     splits = (
         Split(store, torch.frombuffer(bytearray(files.labels), dtype=torch.int64), preprocessing, augmentation)
-        for store, files, augmentation in zip(images, (train, val), (usual_augmentation(size), unchanged), strict=True)
+        for store, files, augmentation in zip(images, (train, val), augmentations, strict=True)
     )
     return Data("imagefolder", _description(root, train, val, size), train.classes, preprocessing, *splits)
 

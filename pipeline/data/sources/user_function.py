@@ -42,13 +42,13 @@ def load(source: str, request: Request, on_progress: OnProgress | None = None) -
     except (Exception, SystemExit) as error:  # user code may raise anything
         raise DataError(f"{who} failed with {written(args)}: {reason(error)}") from error
     if not isinstance(result, Data):
-        return _from_arrays(who, source, result, request.input_size)
+        return _from_arrays(who, source, result, request)
     if not (isinstance(result.train, Split) and isinstance(result.val, Split)):
         raise DataError(f"{who} returned Data whose train or val is no Split: give both as Split")
     return replace(result, labels=_class_names(who, result.labels))
 
 
-def _from_arrays(who: str, source: str, result: object, input_size: int | None) -> "Data":
+def _from_arrays(who: str, source: str, result: object, request: Request) -> "Data":
     from atopipe.pipeline.data.checks import check_class_names
     from atopipe.pipeline.data.sources.arrays import data_from_arrays
 
@@ -64,7 +64,8 @@ def _from_arrays(who: str, source: str, result: object, input_size: int | None) 
             f"{who} has training images of {sizes[0]} pixels and validation images of {sizes[1]}: scale them alike"
         )
     count = len(train.labels) + len(val.labels)
-    return data_from_arrays(source, f"{source}: {count:,} images", classes, train, val, input_size=input_size)
+    title, size, least_crop = f"{source}: {count:,} images", request.input_size, request.least_crop
+    return data_from_arrays(source, title, classes, train, val, input_size=size, least_crop=least_crop)
 
 
 def _class_names(who: str, given: object) -> tuple[str, ...]:
