@@ -20,7 +20,7 @@ from typing import Any
 import click
 import torch
 from cases import ATO, DENSE, done, markdown
-from masks import norms
+from masks import FisherPrior, norms
 from record import append, environment, rows
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -105,6 +105,7 @@ VARIANTS: dict[str, Variant] = {
     "norms, driven to zero over a third": Variant(norms, phases(0.1, 1 / 3)),
     "norm scales and uniform widths": Variant(SEARCHES["uniform"]),
     "random channels and uniform widths": Variant(SEARCHES["random"]),
+    "ATO from a Fisher prior": Variant(FisherPrior),
     "ATO, learning half from dense": Variant(change=distillation(0.5, 2.0), taught=True),
     "ATO, learning from dense at temperature 4": Variant(change=distillation(0.9, 4.0), taught=True),
 }
@@ -223,7 +224,8 @@ def run(variants: str, targets: str, seeds: str, teachers: str, **given: Any) ->
             continue
         start = time.perf_counter()
         result = bench.run(case)
-        append(NAME, {**dataclasses.asdict(case), **result, "environment": {"threads": given["threads"], **environment()}})
+        conditions = {"threads": given["threads"], **environment()}
+        append(NAME, {**dataclasses.asdict(case), **result, "environment": conditions})
         minutes = (time.perf_counter() - start) / 60
         print(f"{variant}, seed {seed}, {target}: {result['accuracy']:.4f} in {minutes:.1f} min", flush=True)
 

@@ -16,10 +16,11 @@ from atopipe.ato.groups import Groups
 
 @contextmanager
 def masked(model: nn.Module, groups: Groups, mask: Tensor) -> Iterator[None]:
-    """While active, every group's output is multiplied by its entry of `mask` [groups.total], differentiably.
+    """While active, every group's output is multiplied by its entry of `mask`, [G] or [B, G] for each image its own.
 
-    Works through forward hooks that are gone afterwards; a mask of ones leaves outputs bit-equal. Where a norm layer
-    follows only after an addition or a concatenation, a soft mask meets the signal twice; for 0 and 1 that is the same.
+    Differentiable. Works through forward hooks that are gone afterwards; a mask of ones leaves outputs bit-equal.
+    Where a norm layer follows only after an addition or a concatenation, a soft mask meets the signal twice; for 0 and
+    1 that is the same.
     """
     with masked_at(model, mask_lookups(model, groups), mask):
         yield
@@ -28,9 +29,9 @@ def masked(model: nn.Module, groups: Groups, mask: Tensor) -> Iterator[None]:
 @contextmanager
 def masked_at(model: nn.Module, lookups: Mapping[str, Tensor], mask: Tensor) -> Iterator[None]:
     """`masked` with `mask_lookups` at hand, for whoever masks the same network again and again."""
-    factors = torch.cat([mask, mask.new_ones(1)])
+    factors = torch.cat([mask, mask.new_ones(*mask.shape[:-1], 1)], -1)
     handles = [
-        model.get_submodule(name).register_forward_hook(_multiply(factors[index.to(mask.device)]))
+        model.get_submodule(name).register_forward_hook(_multiply(factors[..., index.to(mask.device)]))
         for name, index in lookups.items()
     ]
     try:
@@ -56,8 +57,9 @@ def mask_lookups(model: nn.Module, groups: Groups) -> dict[str, Tensor]:
 
 def _multiply(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        dim = layers.channel_dim(module)
-        trailing = 0 if dim == -1 else output.dim() - 2
-        return output * factor.to(output.dtype).view(-1, *(1,) * trailing)
+        others = (1,) * (output.dim() - 2)
+        last = layers.channel_dim(module) == -1
+        shape = (*others, factor.shape[-1]) if last else (factor.shape[-1], *others)
+        return output * factor.to(output.dtype).view(*factor.shape[:-1], *shape)
 
     return hook

@@ -19,6 +19,17 @@ def test_a_mask_of_ones_leaves_outputs_bit_equal(
         assert torch.equal(network(images), wanted)
 
 
+def test_each_image_may_have_a_mask_of_its_own(network: nn.Module, example: Tensor, generator: torch.Generator) -> None:
+    groups = find_groups(network, example, generator)
+    network = network.double().eval()
+    images, masks = torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.rand(3, groups.total, dtype=torch.float64)
+    with masked(network, groups, masks):
+        together = network(images)
+    for image, mask, wanted in zip(images, masks, together, strict=True):
+        with masked(network, groups, mask):
+            torch.testing.assert_close(network(image[None])[0], wanted)
+
+
 def test_hooks_are_gone_afterwards_even_after_an_error(
     residual: nn.Module, example: Tensor, generator: torch.Generator
 ) -> None:

@@ -14,6 +14,7 @@ from atopipe.pipeline.data.augment import (
     resized_crop_flip,
     shift_rotate,
     unchanged,
+    usual_augmentation,
 )
 
 AUGMENTATIONS = {
@@ -128,6 +129,18 @@ def test_resized_crop_draws_area_and_ratio_from_their_ranges_inside_the_image() 
     assert across.min() >= 100, "nothing from outside the image"
     assert across.max() <= 100 + side - 1
     assert across[:, 0, 0, 0].diff().abs().max() > 10, "windows differ in place"
+
+
+@pytest.mark.parametrize("side", [32, 128])
+def test_a_least_crop_keeps_so_much_of_the_area(side: int) -> None:
+    ramp = torch.arange(side, dtype=torch.float32)
+    across, down = torch.meshgrid(ramp, ramp, indexing="xy")
+    images = torch.stack((across, down)).expand(64, -1, -1, -1)
+    crops = usual_augmentation((side, side), 0.7)(images, seeded())
+    width, height = (channel.flatten(1).max(1).values - channel.flatten(1).min(1).values for channel in crops.unbind(1))
+    kept = (width + 1) * (height + 1) / side**2
+    assert 0.68 < kept.min() < 0.8
+    assert kept.max() > 0.9
 
 
 @pytest.mark.parametrize(("have", "want"), [((8, 8), (8, 8)), ((10, 9), (6, 5)), ((256, 256), (224, 224))])

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
-from atopipe.pipeline.data.augment import Augmentation, pad_crop_flip, unchanged
+from atopipe.pipeline.data.augment import Augmentation, pad_crop_flip, resized_crop_flip, unchanged
 from atopipe.pipeline.data.dataset import Batches, Data, Share, Split, stratified
 from atopipe.pipeline.data.decoding import read_pixels, read_size
 from atopipe.pipeline.data.load import SOURCES, load_data, source_names
@@ -343,6 +343,22 @@ def test_input_size_is_obeyed(tmp_path: Path) -> None:
     data = load_data(write_folder(tmp_path, TWO_CLASSES, 50, 40), seed=0, input_size=24)
     assert data.preprocessing.size == (24, 24)
     check_pixels(data, tmp_path, ("train", "val"))
+
+
+def first_images(data: Data, augment: Augmentation | None = None) -> torch.Tensor:
+    return next(iter(data.train.batches(8, device="cpu", generator=seeded(), augment=augment)))[0]
+
+
+def test_photos_are_cropped_as_mildly_as_is_asked_for(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, TWO_CLASSES)
+    mild, usual = load_data(source, seed=0, least_crop=0.5), load_data(source, seed=0)
+    by_hand = partial(resized_crop_flip, size=(12, 12), area=(0.5, 1.0))
+    assert torch.equal(first_images(mild), first_images(usual, by_hand))
+    assert not torch.equal(first_images(mild), first_images(usual))
+
+
+def test_digits_are_never_mirrored(digits: Data) -> None:
+    assert torch.equal(first_images(load_data("digits", seed=0, least_crop=0.5)), first_images(digits))
 
 
 def test_images_read_from_disk_are_the_same_as_from_memory(tmp_path: Path, request: pytest.FixtureRequest) -> None:
