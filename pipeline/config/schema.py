@@ -110,7 +110,7 @@ class Config(Section):
     """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
     `latency_table`: what another device measured of a pack; `deployment`: where latency is measured and limited.
-    `teacher`: what the pruned network learns from beside the labels, the `BASELINE` or a file of weights;
+    `teacher`: what the pruned network learns from beside the labels, the `BASELINE`, or weights by file or name;
     `baseline`: train the dense network too, to compare with; `variants`: formats to try, fp32 included, a list or
     separated by commas; `gates`: what must be reached; `checkpoint_minutes`: at most so much training is lost.
     """

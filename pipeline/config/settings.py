@@ -221,7 +221,7 @@ STARTING = (
         "teacher",
         "--teacher",
         "NAME",
-        "Distil from a trained network as well: baseline (with --baseline), or a file of weights of this model.",
+        "Distil from a trained network: baseline (with --baseline), or weights of this model, named as for --weights.",
     ),
     Setting(
         "baseline",

@@ -9,6 +9,7 @@ from typing import Any
 from atopipe.pipeline.engine.process_group import broadcast_flags, together
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.engine.start import weights_of
+from atopipe.pipeline.engine.teacher import teacher_weights
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.rundir.directory import RunDirectory
@@ -104,12 +105,13 @@ def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:
 
 
 def _fetch_weights(chosen: Sequence[Stage], run: RunDirectory, forced: Collection[str]) -> None:
-    """Sees to it that the starting weights are there before their digest goes into a key, and before anything else.
+    """Sees to it that the starting weights, and those of a teacher, are there before their digest is part of a key.
 
     Stages that are complete do without: their results were made with the weights that the record knows.
     """
     if any(stage.distributed and (stage.name in forced or not run.stages.result(stage.name)) for stage in chosen):
         weights_of(run.config, fetched=True)
+        teacher_weights(run.config)
 
 
 def _require(inputs: Iterable[str], known: Sequence[Stage], run: RunDirectory) -> None:

@@ -62,26 +62,31 @@ def weights_of(config: Config, *, fetched: bool = False) -> WeightsSource | None
 
 def load_start(config: Config, model: "nn.Module", classes: int) -> str:
     """Copies the starting weights into `model`, and says in one line what was done."""
-    from atopipe.pipeline.models.pretrained import load_checkpoint
-    from atopipe.pipeline.models.weights.checkpoint import read_checkpoint
-
     source = weights_of(config, fetched=True)
     if source is None:
         raise UsageError("there are no weights to start from: give --weights")
+    note = load_source(config, source, model, classes, keep_head=config.model.keep_head)
+    return f"from {source.key}: {note}{_doubt(source)}"
+
+
+def load_source(
+    config: Config, source: WeightsSource, model: "nn.Module", classes: int, *, keep_head: bool | None
+) -> str:
+    """Copies weights of the configuration's network into `model`, and says what was done; see `load_weights`."""
+    from atopipe.pipeline.models.pretrained import load_checkpoint
+    from atopipe.pipeline.models.weights.checkpoint import read_checkpoint
+
     content = read_checkpoint(source.file, source.who)
     try:
         content = source.adapt(content)
     except Exception as error:  # timm's own loading raises what torch raises
-        raise UsageError(f"{source.who} does not fit timm's network ({reason(error)}): give --weights FILE") from error
-    note = load_checkpoint(
-        model,
-        content,
-        classes,
-        build=lambda count: new_model(config, count),
-        keep_head=config.model.keep_head,
-        who=source.who,
-    )
-    return f"from {source.key}: {note}{_doubt(source)}"
+        remedy = f"give {source.option} FILE"
+        raise UsageError(f"{source.who} does not fit timm's network ({reason(error)}): {remedy}") from error
+
+    def build(count: int) -> "nn.Module":
+        return new_model(config, count)
+
+    return load_checkpoint(model, content, classes, build=build, keep_head=keep_head, who=source.who)
 
 
 def _doubt(source: WeightsSource) -> str:

@@ -1,12 +1,13 @@
-"""The network that the pruned one learns from: the run's own dense network, or trained weights of the same model."""
+"""The network that the pruned one learns from: the dense one of the run, or this model with trained weights."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.schema import BASELINE, Config
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
-from atopipe.pipeline.engine.start import new_model
+from atopipe.pipeline.engine.start import load_source, new_model
+from atopipe.pipeline.models.weights.source import WeightsSource
+from atopipe.pipeline.system.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,8 @@ def objective(context: Context, execution: "Execution") -> "Objective | None":
     config, workspace = context.config, context.workspace
     if config.teacher is None:
         return None
-    teacher = _own_baseline(context) if config.teacher == BASELINE else load_teacher(config, len(workspace.data.labels))
+    source, classes = teacher_weights(config), len(workspace.data.labels)
+    teacher = load_teacher(config, source, classes) if source else _own_baseline(context)
     settings = config.recipe.distillation
     context.display.say(
         f"teacher {config.teacher}: {settings.weight:g} of the loss, temperature {settings.temperature:g}"
@@ -32,19 +34,25 @@ def objective(context: Context, execution: "Execution") -> "Objective | None":
     return Distillation(labels, teacher, settings.weight, settings.temperature, execution)
 
 
-def load_teacher(config: Config, classes: int) -> "nn.Module":
-    """The configuration's network with the weights of a file; UsageError where they are for other classes."""
-    from atopipe.pipeline.models.pretrained import load_weights
+def teacher_weights(config: Config) -> WeightsSource | None:
+    """The weights that teach, their file at hand; None without a teacher, or where the run's own network teaches."""
+    from atopipe.pipeline.models.weights.find import fetch_weights
 
-    file, model = str(config.teacher), new_model(config, classes)
-    load_weights(
-        model,
-        Path(file),
-        classes,
-        build=lambda count: new_model(config, count),
-        keep_head=True,
-        who=f"--teacher '{file}'",
-    )
+    if config.teacher in (None, BASELINE):
+        return None
+    return fetch_weights(config.model.name, str(config.teacher), config.model.args, option="--teacher")
+
+
+def load_teacher(config: Config, source: WeightsSource, classes: int) -> "nn.Module":
+    """The configuration's network with these weights; UsageError where they are for other classes."""
+    from atopipe.pipeline.models.pretrained import HeadError
+
+    model = new_model(config, classes)
+    try:
+        load_source(config, source, model, classes, keep_head=True)
+    except HeadError as error:
+        remedy = "give weights trained on these classes, or --teacher baseline"
+        raise UsageError(f"--teacher '{config.teacher}' {error.found}: {remedy}") from error
     return model
 
 

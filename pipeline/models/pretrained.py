@@ -15,6 +15,14 @@ from atopipe.pipeline.system.errors import UsageError
 Filter = Callable[[object], object]
 
 
+class HeadError(UsageError):
+    """The head of the weights cannot be kept; `found` goes on from the name of the weights."""
+
+    def __init__(self, who: str, found: str) -> None:
+        super().__init__(f"--keep-head: {who} {found}: leave --keep-head out, and a new one is trained")
+        self.found = found
+
+
 def load_weights(
     model: nn.Module, path: Path, classes: int, *, build: Build, keep_head: bool | None = None, who: str = ""
 ) -> str:
@@ -93,14 +101,13 @@ def _with_renamed_head(match: Match, wanted: Mapping[str, Tensor], head: Collect
 
 
 def _require_head(match: Match, head: frozenset[str], gaps: frozenset[str], classes: int, who: str) -> None:
-    remedy = "leave --keep-head out, and a new one is trained"
     if not head:
-        raise UsageError(f"--keep-head: this model has no layer that depends on the number of classes: {remedy}")
+        raise HeadError(who, "fits a model that has no layer which depends on the number of classes")
     for name in sorted(head & gaps):
         if name not in match.tensors:
-            raise UsageError(f"--keep-head: {who} has no '{name}', the head of this model: {remedy}")
+            raise HeadError(who, f"has no '{name}', the head of this model")
         theirs = _classes(match.tensors[name])
-        raise UsageError(f"--keep-head: the head of {who} is for {theirs} classes, the data have {classes}: {remedy}")
+        raise HeadError(who, f"has a head for {theirs} classes, where the data have {classes}")
 
 
 def _classes(tensor: Tensor) -> int:

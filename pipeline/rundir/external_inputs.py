@@ -70,9 +70,9 @@ def _outside(config: Config) -> dict[str, dict[str, Path] | DataError]:
     if is_factory_name(model.name):
         found["model code"] = code_files(model.name)
     if model.weights:
-        found["weights"] = _one(_weights(model))
+        found["weights"] = _one(_weights(model, model.weights))
     if config.teacher not in (None, BASELINE):
-        found["teacher"] = _one(Path(str(config.teacher)))
+        found["teacher"] = _one(_weights(model, str(config.teacher)))
     if config.latency_table is not None:
         found["latency table"] = _one(Path(config.latency_table))
     if source is not None and source.files is not no_files:
@@ -83,13 +83,13 @@ def _outside(config: Config) -> dict[str, dict[str, Path] | DataError]:
     return found
 
 
-def _weights(model: ModelSettings) -> Path:
-    """The file of the starting weights, wherever the library that names them keeps it."""
-    if is_file_name(str(model.weights)):
-        return file_named(str(model.weights))
+def _weights(model: ModelSettings, name: str) -> Path:
+    """The file of the weights of that name, wherever the library that names them keeps it."""
+    if is_file_name(name):
+        return file_named(name)
     from atopipe.pipeline.models.weights.find import find_weights
 
-    return find_weights(model.name, str(model.weights), model.args).file
+    return find_weights(model.name, name, model.args).file
 
 
 def _source(config: Config) -> tuple[DataSource | None, str]:

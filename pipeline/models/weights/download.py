@@ -42,7 +42,7 @@ def download(address: str, path: Path) -> None:
 
 
 def _absent(source: WeightsSource, why: str) -> str:
-    return f"weights {source.key} are not in '{source.file}' {why}: {source.remedy}, or give --weights FILE"
+    return f"weights {source.key} are not in '{source.file}' {why}: {source.remedy}, or give {source.option} FILE"
 
 
 def _answers(address: str) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+WEIGHTS = "--weights"
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar", ".pkl", ".th", ".npz", ".onnx", ".pb", ".h5")
 
 
@@ -31,7 +32,7 @@ class WeightsSource:
 
     `address`: where they can be fetched from; empty for a file of the user's. `fetch` puts them into the library's
     cache, `remedy` says how a person does; `forbidden` names what keeps them from being fetched. `adapt` turns the
-    file's content into what fits the network.
+    file's content into what fits the network. `option`: what asked for them, as messages name it.
     """
 
     key: str
@@ -43,11 +44,12 @@ class WeightsSource:
     forbidden: str = ""
     fetch: Callable[[], None] = field(default=lambda: None)
     adapt: Callable[[object], object] = field(default=_as_it_is)
+    option: str = WEIGHTS
 
     @property
     def who(self) -> str:
         """What messages call them."""
-        return f"cached file '{self.file}' of {self.key}" if self.address else f"--weights '{self.file}'"
+        return f"cached file '{self.file}' of {self.key}" if self.address else f"{self.option} '{self.file}'"
 
 
 def is_file_name(weights: str) -> bool:

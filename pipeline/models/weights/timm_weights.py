@@ -21,12 +21,12 @@ def tagged(model: str, weights: str) -> str:
     return model if "." in model or weights.lower() == "default" else f"{model}.{weights}"
 
 
-def find(model: str, weights: str, args: Mapping[str, object]) -> WeightsSource:
+def find(model: str, weights: str, args: Mapping[str, object], option: str) -> WeightsSource:
     """The weights that the tag in the name of `model`, or `weights`, stands for; of neither, timm's default."""
     timm = timm_library(model)
     name = tagged(model, weights).removeprefix(TIMM)
     architecture, _, tag = name.partition(".")
-    _require_known(timm, model, architecture, tag, weights)
+    _require_known(timm, model, architecture, tag, weights, option)
     settings: Any = timm.get_pretrained_cfg(name)
     if settings.custom_load and not settings.hf_hub_id:
         raise UsageError(
@@ -39,22 +39,21 @@ def find(model: str, weights: str, args: Mapping[str, object]) -> WeightsSource:
         license=settings.license or "not stated by timm",
         trained_on=_trained_on(settings),
         adapt=lambda checkpoint: _adapted(timm, name, args, checkpoint),
+        option=option,
         **place,
     )
 
 
-def _require_known(timm: Any, model: str, architecture: str, tag: str, weights: str) -> None:
+def _require_known(timm: Any, model: str, architecture: str, tag: str, weights: str, option: str) -> None:
     known = timm.list_models()
     if architecture not in known:
         raise UsageError(f"unknown model '{model}': {did_you_mean(architecture, known) or 'see timm.list_models()'}")
     if weights.lower() not in ("default", tag.lower()):
-        raise UsageError(
-            f"--weights '{weights}' is another tag than that of --model '{model}': write --weights default"
-        )
+        raise UsageError(f"{option} '{weights}' is another tag than that of --model '{model}': write {option} default")
     names = [name.partition(".") for name in timm.list_pretrained(f"{architecture}*")]
     tags = [tag for name, _, tag in names if name == architecture]
     if not tags:
-        raise UsageError(f"--weights '{weights}' is not a file, and timm has no weights for '{model}': give a file")
+        raise UsageError(f"{option} '{weights}' is not a file, and timm has no weights for '{model}': give a file")
     if tag and tag not in tags:
         raise UsageError(f"'{tag}' is neither a file nor weights of 'timm/{architecture}': {nearest_or_all(tag, tags)}")
 

@@ -15,23 +15,24 @@ RESCALED = ("googlenet", "inception_v3")
 HALVES = (0.5, 0.5, 0.5)
 
 
-def find(model: str, weights: str) -> WeightsSource:
+def find(model: str, weights: str, option: str) -> WeightsSource:
     """The member `weights` of the model's enumeration: its name in any case, with the enumeration's or without."""
     from torch import hub
     from torchvision import models
 
     if model in cifar.BUILDERS:
-        raise UsageError(f"--weights '{weights}' is not a file, and '{model}' has no weights by name: give a file")
+        raise UsageError(f"{option} '{weights}' is not a file, and '{model}' has no weights by name: give a file")
     members = models.get_model_weights(model)
     tag = weights.rpartition(".")[2].upper()
     if tag not in members.__members__:
         known = [name.lower() if name == "DEFAULT" else name for name in members.__members__]
         raise UsageError(
-            f"--weights '{weights}' is neither a file nor weights of '{model}': {nearest_or_all(tag, known)}"
+            f"{option} '{weights}' is neither a file nor weights of '{model}': {nearest_or_all(tag, known)}"
         )
     member: Any = members[tag]
     path = Path(hub.get_dir()) / "checkpoints" / Path(urlparse(member.url).path).name
     return WeightsSource(
+        option=option,
         key=f"{members.__name__}.{member.name}",
         file=path,
         license=str(member.meta.get("license", "not stated by torchvision")),

@@ -197,7 +197,7 @@ def test_a_head_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     torch.save(Net(1000).state_dict(), path)
     remedy = "leave --keep-head out, and a new one is trained"
     assert refusal(net(), path, keep_head=True) == (
-        f"--keep-head: the head of --weights '{path}' is for 1000 classes, the data have 10: {remedy}"
+        f"--keep-head: --weights '{path}' has a head for 1000 classes, where the data have 10: {remedy}"
     )
     renamed = {"build": lambda classes: Net(classes, head="classifier"), "keep_head": True}
     assert refusal(Net(head="classifier"), path, **renamed) == (

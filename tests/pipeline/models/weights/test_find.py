@@ -17,11 +17,12 @@ from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.data.preprocessing import preprocess, to_pixels
 from atopipe.pipeline.engine.start import described, input_of, load_start, model_name, new_model
+from atopipe.pipeline.engine.teacher import load_teacher, teacher_weights
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.models.weights import download
 from atopipe.pipeline.models.weights.find import fetch_weights, find_weights
 from atopipe.pipeline.report.terminal import QuietDisplay
-from atopipe.pipeline.rundir.external_inputs import fingerprints
+from atopipe.pipeline.rundir.external_inputs import fingerprints, outside_files
 from atopipe.pipeline.system.errors import MissingError, UsageError
 
 TORCHVISION, TIMM = "shufflenet_v2_x0_5", "timm/test_resnet.r160_in1k"
@@ -118,6 +119,24 @@ def test_timms_weights_come_out_of_the_hubs_cache(
         "license": "apache-2.0",
         "address": "https://huggingface.co/timm/test_resnet.r160_in1k",
     }
+    assert connections == []
+
+
+def test_weights_by_name_teach_where_the_classes_are_theirs(torchvision_cache: Path, connections: list[object]) -> None:
+    settings = config(TORCHVISION, None, teacher="default")
+    source = teacher_weights(settings)
+    assert source is not None
+    expected = torch.load(torchvision_cache, weights_only=True)
+    assert all(torch.equal(t, expected[name]) for name, t in load_teacher(settings, source, 1000).state_dict().items())
+    assert outside_files(settings)["teacher"] == {torchvision_cache.name: torchvision_cache}
+    with pytest.raises(UsageError) as refused:
+        load_teacher(settings, source, 5)
+    assert str(refused.value) == (
+        "--teacher 'default' has a head for 1000 classes, where the data have 5: "
+        "give weights trained on these classes, or --teacher baseline"
+    )
+    with pytest.raises(UsageError, match="--teacher 'imagenet' is neither a file nor weights of 'shufflenet_v2_x0_5'"):
+        teacher_weights(config(TORCHVISION, None, teacher="imagenet"))
     assert connections == []
 
 
