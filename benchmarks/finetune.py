@@ -22,7 +22,7 @@ import torch
 from cases import ATO, DENSE, done, markdown
 from masks import FisherPrior, norms
 from record import append, environment, rows
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atopipe.ato.groups import Groups
@@ -37,6 +37,7 @@ from atopipe.ato.training.objective import CrossEntropy, Distillation
 from atopipe.ato.training.trainer import train
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.engine.workspace import Stream, Workspace
+from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.terminal import QuietDisplay
 
 NAME = "finetune"
@@ -140,7 +141,7 @@ class Bench:
         if case.variant in (DENSE, PLAIN):
             trained, _ = train_dense(model, **common)
             if case.variant == DENSE:
-                save_file(trained.state_dict(), self._teacher_file(case))
+                save_tensors(self._teacher_file(case), trained.state_dict())
         else:
             groups = self.groups(case, model)
             cost = flops(model, groups, self.workspace.example)
