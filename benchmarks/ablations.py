@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,12 +20,17 @@ import torch
 from cases import ATO, DENSE, Case, done, markdown, train_case
 from masks import looking_at, norms, shares
 from record import append, environment, rows
+from safetensors.torch import load_file
+from torch import nn
 
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, ProjectionSettings, Recipe, WeightSettings
+from atopipe.ato.search.controller_search import ControllerSearch
 from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.search.searches import SEARCHES
 from atopipe.pipeline.data.dataset import Data, stratified
 from atopipe.pipeline.data.load import load_data
+from atopipe.pipeline.models.build import build_model
+from atopipe.pipeline.models.inference import save_tensors
 
 NAME = "ablations"
 RECIPE = Recipe(
@@ -40,12 +46,14 @@ class Variant:
     """What stands in one row: where the mask comes from, and what differs from the common recipe and data.
 
     The weights are trained on `share` of the images; `held_out`: the controller looks at the others, and only at them.
+    `taught`: the weights learn from the dense network of the same seed as well.
     """
 
     search: MakeSearch = SEARCHES["controller"]
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe
     share: float = 1.0
     held_out: bool = False
+    taught: bool = False
 
 
 def controller(**settings: Any) -> Callable[[Recipe], Recipe]:
@@ -72,6 +80,11 @@ def authors(recipe: Recipe) -> Recipe:
 def phases(**settings: float) -> Callable[[Recipe], Recipe]:
     """A change of the phases."""
     return lambda recipe: dataclasses.replace(recipe, phases=dataclasses.replace(recipe.phases, **settings))
+
+
+def distillation(**settings: float) -> Callable[[Recipe], Recipe]:
+    """A change of what is learnt from a teacher."""
+    return lambda recipe: dataclasses.replace(recipe, distillation=dataclasses.replace(recipe.distillation, **settings))
 
 
 def half_space(recipe: Recipe) -> Recipe:
@@ -110,6 +123,11 @@ SEARCH_DATA: dict[str, Variant] = {
     "9 of 10 images for both": Variant(share=0.9),
     "9 of 10 images for the weights and the tenth for the controller": Variant(share=0.9, held_out=True),
 }
+TAUGHT: dict[str, Variant] = {
+    "ATO, learning from dense": Variant(taught=True),
+    "ATO, learning half from dense": Variant(change=distillation(weight=0.5), taught=True),
+    "ATO, learning from dense at temperature 4": Variant(change=distillation(temperature=4.0), taught=True),
+}
 SETTINGS: dict[str, Variant] = {
     "temperature 0.4": Variant(change=controller(temperature=0.4)),
     "running statistics": Variant(change=controller(statistics="running")),
@@ -130,7 +148,7 @@ SENSITIVITY: dict[str, Variant] = {
         "length of the search": phases(search=PHASES.search * factor),
     }.items()
 }
-VARIANTS = {**ORIGINS, **WIDTHS, **SEARCH_DATA, **SETTINGS, **SENSITIVITY}
+VARIANTS = {**ORIGINS, **WIDTHS, **SEARCH_DATA, **TAUGHT, **SETTINGS, **SENSITIVITY}
 
 
 def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, MakeSearch]:
@@ -142,6 +160,25 @@ def divided(data: Data, variant: Variant, seed: int) -> tuple[Data, MakeSearch]:
         others = torch.ones(count, dtype=torch.bool).index_fill(0, seen, False).nonzero().flatten()
         search = looking_at(data.train.take(others).batches(RECIPE.batch_size, device="cpu", generator=generator))
     return dataclasses.replace(data, train=data.train.take(seen)), search
+
+
+def dense_network(case: Case, data: Data, recipe: Recipe, folder: Path) -> nn.Module:
+    """The dense network of the case's seed, trained if it is not in `folder` yet."""
+    file = folder / f"{case.model}-{case.images}-{case.epochs}-{case.seed}.safetensors"
+    network = build_model(case.model, len(data.labels))
+    if not file.exists():
+        folder.mkdir(exist_ok=True)
+        dense = dataclasses.replace(case, variant=DENSE)
+        train_case(
+            dense,
+            data,
+            recipe,
+            ControllerSearch,
+            torch.device("cpu"),
+            keep=lambda n: save_tensors(file, n.state_dict()),
+        )
+    network.load_state_dict(load_file(file))
+    return network
 
 
 @click.group()
@@ -158,6 +195,7 @@ def cli() -> None:
 @click.option("--images", default=10_000, show_default=True, help="Training images.")
 @click.option("--epochs", default=12, show_default=True)
 @click.option("--learning-rate", default=RECIPE.weights.learning_rate, show_default=True, help="Of the weights.")
+@click.option("--teachers", default="teachers", show_default=True, help="Folder for the dense networks that teach.")
 @click.option("--part", default="1/1", show_default=True, help="Which part of the runs this process takes.")
 @click.option("--threads", default=1, show_default=True)
 def run(
@@ -170,6 +208,7 @@ def run(
     epochs: int,
     learning_rate: float,
     part: str,
+    teachers: str,
     threads: int,
 ) -> None:
     """Train what is not there yet."""
@@ -186,11 +225,15 @@ def run(
             start = time.perf_counter()
             variant = VARIANTS[case.variant]
             seen, search = divided(chosen, variant, case.seed)
-            result = train_case(case, seen, variant.change(common), search, torch.device("cpu"))
+            teacher = dense_network(case, chosen, common, Path(teachers)) if variant.taught else None
+            result = train_case(case, seen, variant.change(common), search, torch.device("cpu"), teacher)
             conditions = {"learning_rate": learning_rate, "environment": {"threads": threads, **environment()}}
             append(NAME, {**dataclasses.asdict(case), **result, **conditions})
             minutes = (time.perf_counter() - start) / 60
-            print(f"{case.variant}, seed {case.seed}, {case.target:g}: {result['accuracy']:.4f} in {minutes:.1f} min")
+            print(
+                f"{case.variant}, seed {case.seed}, {case.target:g}: {result['accuracy']:.4f} in {minutes:.1f} min",
+                flush=True,
+            )
 
 
 @cli.command()

@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from record import rows
+from torch import nn
 
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution
@@ -18,6 +19,7 @@ from atopipe.ato.search.cost import flops, kept_fraction
 from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord, accuracy
+from atopipe.ato.training.objective import CrossEntropy, Distillation
 from atopipe.ato.training.trainer import train
 from atopipe.pipeline.data.dataset import Data
 from atopipe.pipeline.models.build import build_model
@@ -38,8 +40,19 @@ class Case:
     epochs: int
 
 
-def train_case(case: Case, data: Data, recipe: Recipe, search: MakeSearch, device: torch.device) -> dict[str, Any]:
-    """Train, and test on the whole validation part: accuracy, cost and widths of the network, seconds per phase."""
+def train_case(
+    case: Case,
+    data: Data,
+    recipe: Recipe,
+    search: MakeSearch,
+    device: torch.device,
+    teacher: nn.Module | None = None,
+    keep: Callable[[nn.Module], None] = lambda network: None,
+) -> dict[str, Any]:
+    """Train, and test on the whole validation part: accuracy, cost and widths of the network, seconds per phase.
+
+    `teacher`: what a pruned network learns from as well; `keep` is given the trained network.
+    """
     torch.manual_seed(case.seed)
     model, example = build_model(case.model, len(data.labels)), torch.zeros(1, 3, *data.preprocessing.size)
     execution = Execution(PRECISIONS[recipe.precision](device), torch.channels_last)
@@ -61,15 +74,23 @@ def train_case(case: Case, data: Data, recipe: Recipe, search: MakeSearch, devic
     else:
         groups = find_groups(model, example, torch.Generator().manual_seed(case.seed))
         cost = flops(model, groups, example)
-        result = train(model.to(device), groups, [Budget.of_dense(cost, case.target)], make_search=search, **common)
+        budget, learnt = Budget.of_dense(cost, case.target), taught_by(teacher, recipe, execution) if teacher else None
+        result = train(model.to(device), groups, [budget], make_search=search, objective=learnt, **common)
         trained, widths = result.model.to(device), groups.widths(result.mask.cpu())
         kept = {
             "flops_ratio": kept_fraction(cost, widths),
             "widths": {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)},
         }
     seconds = {phase: sum(e.seconds for e in epochs if e.phase == phase) for phase in {e.phase for e in epochs}}
+    keep(trained)
     tested = accuracy(trained, data.val.batches(WATCHED, device=device), execution)
     return {"accuracy": tested, **kept, "flops_kept": [e.kept.get("flops", 1.0) for e in epochs], "seconds": seconds}
+
+
+def taught_by(teacher: nn.Module, recipe: Recipe, execution: Execution) -> Distillation:
+    """Labels and the teacher, in the recipe's proportion."""
+    settings, labels = recipe.distillation, CrossEntropy(recipe.weights.label_smoothing)
+    return Distillation(labels, teacher, settings.weight, settings.temperature, execution)
 
 
 def done(name: str, kind: type = Case) -> set[Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import torch
-from cases import ATO, DENSE, done, markdown
+from cases import ATO, DENSE, done, markdown, taught_by
 from masks import FisherPrior, norms
 from record import append, environment, rows
 from safetensors.torch import load_file
@@ -33,7 +33,7 @@ from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.search.searches import SEARCHES
 from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord, accuracy
-from atopipe.ato.training.objective import CrossEntropy, Distillation
+from atopipe.ato.training.objective import Distillation
 from atopipe.ato.training.trainer import train
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.engine.workspace import Stream, Workspace
@@ -171,9 +171,7 @@ class Bench:
     def _objective(self, case: Case, recipe: Recipe) -> Distillation:
         teacher = self.workspace.new_model()
         teacher.load_state_dict(load_file(self._teacher_file(case)))
-        settings, labels = recipe.distillation, CrossEntropy(recipe.weights.label_smoothing)
-        execution = self.workspace.execution(teacher)
-        return Distillation(labels, teacher, settings.weight, settings.temperature, execution)
+        return taught_by(teacher, recipe, self.workspace.execution(teacher))
 
 
 def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
