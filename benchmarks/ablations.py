@@ -124,9 +124,9 @@ SEARCH_DATA: dict[str, Variant] = {
     "9 of 10 images for the weights and the tenth for the controller": Variant(share=0.9, held_out=True),
 }
 TAUGHT: dict[str, Variant] = {
-    "ATO, learning from dense": Variant(taught=True),
-    "ATO, learning half from dense": Variant(change=distillation(weight=0.5), taught=True),
-    "ATO, learning from dense at temperature 4": Variant(change=distillation(temperature=4.0), taught=True),
+    "ATO taught by dense": Variant(taught=True),
+    "ATO half taught by dense": Variant(change=distillation(weight=0.5), taught=True),
+    "ATO taught by dense at temperature 4": Variant(change=distillation(temperature=4.0), taught=True),
 }
 SETTINGS: dict[str, Variant] = {
     "temperature 0.4": Variant(change=controller(temperature=0.4)),

@@ -41,7 +41,7 @@ from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.terminal import QuietDisplay
 
 NAME = "finetune"
-PLAIN, DISTILLED = "dense, plain SGD", "ATO, learning from dense"
+PLAIN, DISTILLED = "dense by plain SGD", "ATO taught by dense"
 INSTANT = 1e-3  # of a run: a search that needs no steps, a removal at once
 
 
@@ -101,14 +101,14 @@ VARIANTS: dict[str, Variant] = {
     DENSE: Variant(),
     ATO: Variant(),
     DISTILLED: Variant(taught=True),
-    "norms, pruned at the start": Variant(norms, phases(0.0, INSTANT)),
-    "norms, pruned at a third": Variant(norms, phases(1 / 3, INSTANT)),
-    "norms, driven to zero over a third": Variant(norms, phases(0.1, 1 / 3)),
+    "norms at the start": Variant(norms, phases(0.0, INSTANT)),
+    "norms at a third": Variant(norms, phases(1 / 3, INSTANT)),
+    "norms driven to zero over a third": Variant(norms, phases(0.1, 1 / 3)),
     "norm scales and uniform widths": Variant(SEARCHES["uniform"]),
     "random channels and uniform widths": Variant(SEARCHES["random"]),
     "ATO from a Fisher prior": Variant(FisherPrior),
-    "ATO, learning half from dense": Variant(change=distillation(0.5, 2.0), taught=True),
-    "ATO, learning from dense at temperature 4": Variant(change=distillation(0.9, 4.0), taught=True),
+    "ATO half taught by dense": Variant(change=distillation(0.5, 2.0), taught=True),
+    "ATO taught by dense at temperature 4": Variant(change=distillation(0.9, 4.0), taught=True),
 }
 
 
@@ -192,7 +192,7 @@ def cli() -> None:
 @click.option("--data", required=True, help="As --data of atopipe run.")
 @click.option("--size", default=64, show_default=True)
 @click.option("--epochs", default=20, show_default=True)
-@click.option("--variants", default=",,".join(VARIANTS), show_default=True, help="Names, with ',,' between them.")
+@click.option("--variants", default=",".join(VARIANTS), show_default=True, help="Names with commas.")
 @click.option("--targets", default="0.5", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--teachers", default="teachers", show_default=True, help="Folder for dense networks and groups.")
@@ -202,7 +202,7 @@ def run(variants: str, targets: str, seeds: str, teachers: str, **given: Any) ->
     torch.set_num_threads(given["threads"])
     folder = Path(teachers)
     folder.mkdir(exist_ok=True)
-    for seed, target, variant in itertools.product(seeds.split(","), targets.split(","), variants.split(",,")):
+    for seed, target, variant in itertools.product(seeds.split(","), targets.split(","), variants.split(",")):
         values = {
             "model.name": given["model"],
             "model.weights": given["weights"],
