@@ -70,14 +70,16 @@ def run(
     stages: Selection = ALL,
     force: bool = False,
     update: bool = False,
+    reuse: str | Path | None = None,
     display: Display = QUIET,
     trackers: Sequence[str] = (),
 ) -> Outcome:
     """Runs `config` in `directory`, which is new or holds the same run; complete and unchanged stages are skipped.
 
     `force`: run every stage again, and replace a run of another configuration. `update`: let a run of another
-    configuration take on this one, and run again what that changes. `display`: is told what happens. `trackers`: names
-    of `tracking.mirror.NEEDS` in which the run is mirrored.
+    configuration take on this one, and run again what that changes. `reuse`: the directory of another run, whose
+    complete stages are taken over where they are what this run would make. `display`: is told what happens.
+    `trackers`: names of `tracking.mirror.NEEDS` in which the run is mirrored.
 
     Raises a subclass of AtopipeError, whose message is one sentence: UsageError for what cannot work, MissingError for
     what is not there or a directory that another process works in, Interrupted. Works in any thread; outside the main
@@ -101,7 +103,8 @@ def run(
         afresh = trains or RunDirectory.holds_another(root, config)
         found = RunDirectory.create(root, config, force=force or update)
         with mirrored(found, trackers, force=afresh, say=display.say):
-            return _carry_out(job if together else Job(), found, chosen, forced, display)
+            other = None if reuse is None else RunDirectory.open(Path(reuse))
+            return _carry_out(job if together else Job(), found, chosen, forced, display, other)
 
 
 def load_shrunk(directory: str | Path) -> "nn.Module":
@@ -167,7 +170,12 @@ def _take_part(job: Job, config: Config, chosen: Sequence[Stage], forced: Sequen
 
 
 def _carry_out(
-    job: Job, found: RunDirectory, chosen: Sequence[Stage], forced: Sequence[str], display: Display
+    job: Job,
+    found: RunDirectory,
+    chosen: Sequence[Stage],
+    forced: Sequence[str],
+    display: Display,
+    other: RunDirectory | None,
 ) -> Outcome:
     """Runs the chosen stages, and says what came out of them."""
     known, done = stages_of(found.config), {stage.name for stage in chosen}
@@ -175,9 +183,9 @@ def _carry_out(
         found.stages.drop_checkpoints(name)
     try:
         if job.size > 1:
-            execute_together(job, chosen, known, found, display, forced=forced)
+            execute_together(job, chosen, known, found, display, forced=forced, other=other)
         else:
-            execute(chosen, known, found, display, forced=forced)
+            execute(chosen, known, found, display, forced=forced, other=other)
     except ParityGateFailed:
         verdicts = verdicts_of(found)
         if equivalence_failure(verdicts) is None:  # the bundle failed its own test, which no gate knows of

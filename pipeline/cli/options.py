@@ -58,6 +58,11 @@ def selection_options(command: Command) -> Command:
             metavar="FILE",
             help="Repeat the run of this manifest.json; other options override it.",
         ),
+        click.option(
+            "--reuse",
+            metavar="RUN_DIR",
+            help="Take over complete stages of another run that would come out the same, e.g. its baseline.",
+        ),
     ]
     return _added(options, command)
 

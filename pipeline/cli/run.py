@@ -67,6 +67,7 @@ def _run(config: Config, root: Path, selection: Selection, chosen: RunOptions, d
         stages=selection,
         force=chosen.force,
         update=chosen.update,
+        reuse=chosen.reuse,
         display=display,
         trackers=chosen.trackers,
     )

@@ -37,6 +37,7 @@ class RunOptions:
     last: str | None = None
     dry: bool = False
     manifest: str | None = None
+    reuse: str | None = None
     tensorboard: bool = False
     mlflow: bool = False
 

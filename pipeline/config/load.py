@@ -82,10 +82,34 @@ def parse_config(raw: Mapping[str, object]) -> Config:
         raise UsageError(sentence(error.errors()[0], Config)) from None
     if config.teacher == BASELINE and not config.baseline:
         raise UsageError("--teacher baseline learns from the dense network: add --baseline to train it")
+    _check_shared_search(config)
     limit = config.gates.max_accuracy_drop
     if limit is not None and limit < 1 and not config.baseline:
         raise UsageError("--max-accuracy-drop compares with the dense network's accuracy: add --baseline to train it")
     return config
+
+
+def _check_shared_search(config: Config) -> None:
+    """UsageError where the search does not pass the run's own targets, or the weights depend on it."""
+    if config.shared_search is None:
+        return
+    shared, own, recipe = config.shared_search.targets, config.targets, config.recipe
+    for cost, target in own.items():
+        far = shared.get(cost)
+        if far is None or (far.is_fraction == target.is_fraction and far.value > target.value):
+            raise UsageError(
+                f"shared_search.target_{cost} is {far.written if far else 'missing'}, but must be at most the run's "
+                f"own target {target.written}: the search passes that on its way"
+            )
+    if recipe.search == "controller" and recipe.controller.anneal == 0:
+        raise UsageError(
+            "recipe.controller.anneal is 0, but must be above 0 to share a search: its limits have to pass every target"
+        )
+    if recipe.projection.search_lambda > 0:
+        raise UsageError(
+            f"recipe.projection.search_lambda is {recipe.projection.search_lambda:g}, but must be 0 to share a search: "
+            "weights of other targets would shrink"
+        )
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

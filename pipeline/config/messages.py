@@ -42,7 +42,7 @@ def _is_number(hint: object) -> bool:
 def _sections(schema: type) -> dict[str, type | None]:
     """Field name -> its own schema where the field is a section, else None."""
     return {
-        name: hint if _is_section(hint) else None
+        name: next(filter(_is_section, (hint, *typing.get_args(hint))), None)  # a section may be absent
         for name, hint in typing.get_type_hints(schema).items()
         if not name.startswith(("_", "model_config"))
     }
@@ -61,7 +61,7 @@ def sentence(error: ErrorDetails, schema: type) -> str:
         return f"{name} is missing: give it, e.g. '{example}'"
     if error["type"] == "string_too_short":
         return f"{name} is empty: give a value, or leave it out"
-    if error["type"] == "value_error" and path not in (*TARGETS, "data.normalize"):
+    if error["type"] == "value_error" and path.removeprefix("shared_search.") not in (*TARGETS, "data.normalize"):
         message = str(error["ctx"]["error"])
         key = "recipe." + message.split(" ", 1)[0]
         return f"{FLAGS.get(key, key)} {message.split(' ', 1)[1]}"

@@ -106,6 +106,19 @@ LatencySetting = Annotated[Target, PlainValidator(Target.parse_latency), PlainSe
 TargetSetting = Annotated[Target, PlainValidator(Target.parse), PlainSerializer(Target.plain)] | None
 
 
+class SharedSearch(Section):
+    """The targets that the search goes on to, at or below the run's own: runs with other targets can share it."""
+
+    target_flops: TargetSetting = None
+    target_params: TargetSetting = None
+    target_latency: LatencySetting = None
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """As those of the run."""
+        return _targets(self)
+
+
 class Config(Section):
     """Everything a run depends on; at least one target. What is in `HOW_NOT_WHAT` does not change what a run delivers.
 
@@ -119,6 +132,7 @@ class Config(Section):
     target_flops: TargetSetting = None
     target_params: TargetSetting = None
     target_latency: LatencySetting = None
+    shared_search: SharedSearch | None = Field(default=None, exclude_if=_is_none)
     latency_table: Given | None = None
     deployment: DeploymentSettings = DeploymentSettings()
     data: DataSettings = DataSettings()
@@ -146,8 +160,7 @@ class Config(Section):
     @property
     def targets(self) -> dict[str, Target]:
         """Cost -> how much of it may be kept, by the names of `ato.search.cost.COSTS`."""
-        given = {cost: getattr(self, name) for name, cost in TARGETS.items()}
-        return {cost: target for cost, target in given.items() if target is not None}
+        return _targets(self)
 
     @property
     def max_accuracy_drop(self) -> float | None:
@@ -173,3 +186,8 @@ class Config(Section):
         """The part of the configuration with these names: what a stage depends on."""
         resolved = self.resolved()
         return {name: resolved[name] for name in settings if name in resolved}
+
+
+def _targets(section: Section) -> dict[str, Target]:
+    given = {cost: getattr(section, name) for name, cost in TARGETS.items()}
+    return {cost: target for cost, target in given.items() if target is not None}

@@ -30,9 +30,11 @@ def execute(
     *,
     forced: Collection[str] = (),
     workspace: Workspace | None = None,
+    other: RunDirectory | None = None,
 ) -> None:
     """Run the `chosen` of the `known` stages; complete and unchanged ones are skipped unless they are `forced`.
 
+    What is complete in the `other` run and would become the same here is taken over.
     Raises UsageError where a stage that another one reads is not there or out of date, MissingError where a file of a
     stage that would be skipped is not as that stage left it.
     """
@@ -42,6 +44,8 @@ def execute(
         for stage in chosen:
             run.stages.recover(stage.name)
             _require(stage.inputs, known, run)
+            if _take_over(stage, run, other, display, forced):
+                continue
             if stage.name not in forced and run.stages.is_current(stage):
                 _skip(stage, run, display)
             else:
@@ -62,6 +66,7 @@ def execute_together(
     display: Display,
     *,
     forced: Collection[str],
+    other: RunDirectory | None = None,
 ) -> None:
     """`execute` in one process of a job: all of them run the distributed stages, rank 0 alone the others.
 
@@ -75,7 +80,9 @@ def execute_together(
     before = chosen[: chosen.index(distributed[0])]
     if job.rank == 0:
         _fetch_weights(distributed, run, forced)
-        execute(before, known, run, display, forced=forced, workspace=workspace)
+        execute(before, known, run, display, forced=forced, workspace=workspace, other=other)
+        for stage in distributed:
+            _take_over(stage, run, other, display, forced)
     with together(workspace.device, workspace.stop):
         wanted = broadcast_flags([s.name in forced or not run.stages.is_current(s) for s in distributed])
         trained = [stage for stage, is_wanted in zip(distributed, wanted, strict=True) if is_wanted]
@@ -94,6 +101,17 @@ def _trained_on(stage: Stage, known: Sequence[Stage], run: RunDirectory) -> Mapp
         return None
     found: dict[str, Any] = json.loads(run.stages.artifact("train", DATA).read_text(encoding="utf-8"))
     return dict(found["answer"])
+
+
+def _take_over(
+    stage: Stage, run: RunDirectory, other: RunDirectory | None, display: Display, forced: Collection[str]
+) -> bool:
+    """Takes a stage that is not done here from the other run, where that has the same."""
+    wanted = other is not None and stage.name not in forced and not run.stages.is_current(stage)
+    if taken := other is not None and wanted and run.stages.take_over(stage, other.stages):
+        run.record.event("stage taken over", stage=stage.name, run=str(other.root))
+        display.say(f"{stage.name:<8} taken over from '{other.root}'")
+    return taken
 
 
 def _skip(stage: Stage, run: RunDirectory, display: Display) -> None:

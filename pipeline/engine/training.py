@@ -36,8 +36,12 @@ class SessionBatches:
 
 
 @contextmanager
-def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Checkpointer, Report]]":
+def training_session(
+    context: Context, start: "Callable[[], Snapshot | None]" = lambda: None
+) -> "Iterator[tuple[SessionBatches, Checkpointer, Report]]":
     """The batches, what keeps the snapshots, and what shows and records the progress of a stage that trains.
+
+    `start`: where the first process begins if there is no checkpoint.
 
     While active, Ctrl-C and SIGTERM wait for the end of a step. In a job of several processes the first one keeps the
     snapshots, and all of them resume from its last one and stop after the same step.
@@ -45,7 +49,7 @@ def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Checkp
     workspace, stop = context.workspace, context.workspace.stop
     context.run.record.event("training started", stage=context.stage.name)
     batches = SessionBatches(workspace.train_batches(), workspace.val_batches())
-    checkpoints, report = _checkpoints(context), _reporter(context)
+    checkpoints, report = _checkpoints(context, start), _reporter(context)
     if workspace.job.size == 1:
         with stop.listening():
             yield batches, checkpoints, report
@@ -61,7 +65,7 @@ def training_session(context: Context) -> "Iterator[tuple[SessionBatches, Checkp
         yield batches, DistributedCheckpoints(checkpoints, asked, stop, first=workspace.job.rank == 0), report
 
 
-def _checkpoints(context: Context) -> Checkpoints:
+def _checkpoints(context: Context, start: "Callable[[], Snapshot | None]") -> Checkpoints:
     run = context.run
     return Checkpoints(
         run.stages.checkpoints(context.stage.name),
@@ -70,6 +74,7 @@ def _checkpoints(context: Context) -> Checkpoints:
         context.workspace.stop,
         context.display.say,
         lambda step, seconds: run.record.event("checkpoint", step=step, seconds=seconds),
+        start,
     )
 
 

@@ -42,13 +42,14 @@ class Checkpoints:
         stop: StopRequest,
         say: Callable[[str], None],
         record: Callable[[int, float], None] = lambda step, seconds: None,
+        start: "Callable[[], Snapshot | None]" = lambda: None,
     ) -> None:
         self.folder, self.key, self.interval, self.stop = folder, key, 60 * minutes, stop
-        self.say, self.record = say, record
+        self.say, self.record, self.start = say, record, start
         self.saved_at, self.cost, self.phase = time.monotonic(), 0.0, ""
 
     def latest(self) -> "Snapshot | None":
-        """The newest that is whole and of this run."""
+        """The newest that is whole and of this run; else where it starts, if that is not the beginning."""
         content = self.latest_bytes()
         return None if content is None else unpacked(content)
 
@@ -61,7 +62,8 @@ class Checkpoints:
                 return content
         if not mine and any(self.folder.glob("*.json")):
             self.say(f"starting from scratch: '{self.folder}' belongs to other settings, code, data or libraries")
-        return None
+        start = self.start()
+        return None if start is None else packed(start)
 
     def after_step(self, phase: str, take: "Callable[[], Snapshot]") -> None:
         """Keeps a snapshot as `keep` does; raises KeyboardInterrupt if the process is to stop."""

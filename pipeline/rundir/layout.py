@@ -13,6 +13,8 @@ RESULT, MANIFEST = "result.json", "manifest.json"
 DEVICES = "devices"  # what other machines measured
 MODEL, DENSE = "model.onnx", "dense.onnx"  # what is delivered, and what it is compared with
 STARTING_WEIGHTS = "starting_weights.json"  # of stage train: key, file, digest and licence
+SEARCH, SEARCHED = "search", "search.safetensors"  # a stage that runs of other targets share, and what it leaves
+GROUPS = "groups.json"  # of stages train and search: what may be pruned
 DATA = "data.json"  # of stage train: what the source of the images answered, and what is odd about it
 EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
 

@@ -19,7 +19,15 @@ from atopipe.pipeline.config.schema import Config, ModelSettings
 from atopipe.pipeline.rundir.external_inputs import OUTSIDE, libraries_of
 from atopipe.pipeline.rundir.layout import RESULT, Result, ResultForm, StageSpec
 from atopipe.pipeline.system.errors import MissingError
-from atopipe.pipeline.system.files import DamagedError, files_in, read_sealed, sha256_file, sha256_json, write_sealed
+from atopipe.pipeline.system.files import (
+    DamagedError,
+    files_in,
+    link_or_copy,
+    read_sealed,
+    sha256_file,
+    sha256_json,
+    write_sealed,
+)
 from atopipe.pipeline.system.machine import hardware, library_versions, peak_memory_bytes, reset_peak_memory
 
 SETTLED_NS = 2_000_000_000  # a file younger than this may change again within one tick of the file system's clock
@@ -116,6 +124,21 @@ class StageStore:
         """
         defaults = Config(model=ModelSettings(name="any")).slice_for(stage.settings)
         return {**result.depends, "settings": _completed(result.depends["settings"], defaults)}
+
+    def take_over(self, stage: StageSpec, other: "StageStore") -> bool:
+        """Takes the result of `stage` from another run, if it is complete there and what this run would make.
+
+        Its files are shared where the file system allows it. Raises MissingError where they have changed.
+        """
+        result = other.result(stage.name)
+        if result is None or sha256_json(self.made_from(result, stage)) != self.key(stage):
+            return False
+        partial = self._begin(stage.name)
+        for name in (*result.artifacts, RESULT):  # what says that the stage is complete comes last
+            source = other.folder(stage.name) / name if name == RESULT else other.artifact(stage.name, name)
+            link_or_copy(source, partial / name)
+        self._put_in_place(stage.name)
+        return True
 
     @contextmanager
     def writing(self, stage: StageSpec) -> Iterator[Attempt]:

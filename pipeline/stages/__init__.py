@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.stage import Stage
-from atopipe.pipeline.stages import baseline, export, quantize, report, shrink, train
+from atopipe.pipeline.stages import baseline, export, quantize, report, search, shrink, train
 from atopipe.pipeline.stages.bundle import stage as bundle
 from atopipe.pipeline.stages.profile import stage as profile
 from atopipe.pipeline.stages.validate import stage as validate
 
 STAGES: tuple[Stage, ...] = tuple(
-    module.STAGE for module in (profile, train, baseline, shrink, export, quantize, validate, bundle, report)
+    module.STAGE for module in (profile, search, train, baseline, shrink, export, quantize, validate, bundle, report)
 )
 
 

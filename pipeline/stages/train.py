@@ -5,6 +5,9 @@ history.json, execution.json and, where training started from trained weights, s
 which.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.load import FINETUNE, follows
@@ -18,7 +21,8 @@ from atopipe.pipeline.engine.training import record_data, save_training, trainin
 from atopipe.pipeline.engine.workspace import Stream
 from atopipe.pipeline.models.inference import save_tensors
 from atopipe.pipeline.report.summary import both_readings
-from atopipe.pipeline.rundir.layout import STARTING_WEIGHTS
+from atopipe.pipeline.rundir.checkpoints import unpacked
+from atopipe.pipeline.rundir.layout import GROUPS, SEARCH, SEARCHED, STARTING_WEIGHTS
 from atopipe.pipeline.stages.profile.measure import mask_choice
 from atopipe.pipeline.stages.profile.table import latency_cost
 from atopipe.pipeline.system.files import write_json, write_text
@@ -26,17 +30,52 @@ from atopipe.pipeline.system.files import write_json, write_text
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from atopipe.ato.execution import Execution
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import Cost
+    from atopipe.ato.search.selection import ChooseMask
+    from atopipe.ato.snapshot import Snapshot
+    from atopipe.ato.training.trainer import Trained
+    from atopipe.pipeline.config.targets import Target
 
 
 NAMED = 2  # unprunable widths that are named before training; `atopipe inspect` names all
 
 
-def run(context: Context) -> dict[str, float]:
-    from atopipe.ato.training.trainer import train
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a run trains and prunes: the network, what may be removed from it, and what that must achieve."""
 
+    model: "nn.Module"
+    groups: "Groups"
+    budgets: "list[Budget]"
+    execution: "Execution"
+
+
+def run(context: Context) -> dict[str, float]:
+    prepared = prepare(context, context.config.targets)
+    choose = mask_choice(context, prepared.model, prepared.groups, prepared.budgets)
+    train = training(context, prepared)
+    with training_session(context, _start(context, prepared, choose)) as (batches, checkpointer, report):
+        trained = train(
+            train_batches=batches.train,
+            val_batches=batches.val,
+            report=report,
+            choose=choose,
+            checkpointer=checkpointer,
+        )
+    if context.workspace.job.rank > 0:
+        return {}
+    write_text(context.folder / GROUPS, prepared.groups.to_json())
+    _save_masks(context, prepared.groups, trained.mask)
+    if weights := described(context.config):
+        write_json(context.folder / STARTING_WEIGHTS, weights)
+    return {"time.epochs_s": save_training(context, trained.model, trained.history, prepared.execution)}
+
+
+def prepare(context: Context, targets: "Mapping[str, Target]") -> Prepared:
+    """Everything that comes before the first step; whoever looks at the terminal is told of it."""
     config, workspace = context.config, context.workspace
     workspace.check_model()
     workspace.train_batches()  # refused before the network is traced if they are too large
@@ -44,41 +83,62 @@ def run(context: Context) -> dict[str, float]:
         record_data(context)
     model = workspace.first_model()
     groups = _groups(context, model)
-    budgets = _budgets(context, model, groups)
+    budgets = _budgets(context, model, groups, targets)
     dense = {budget.cost.name: budget.cost.dense for budget in budgets}
     if config.model.weights is not None and follows(config, FINETUNE):
         context.display.say("recipe  finetune, because training starts from weights: --recipe NAME for another")
     context.display.say(f"groups  {_described(groups)}")
-    context.display.say(f"target  {both_readings(config.targets, dense)}")
-    if config.preflight:
+    context.display.say(f"target  {both_readings(targets, dense)}")
+    if config.preflight and not _is_searched(context):
         context.display.say(f"preflight ok: {workspace.preflight(model, groups, budgets).as_text()}")
+    return Prepared(model, groups, budgets, workspace.execution(model))
 
-    execution, choose = workspace.execution(model), mask_choice(context, model, groups, budgets)
-    head, taught = workspace.head(model), objective(context, execution)
-    with training_session(context) as (batches, checkpointer, report):
-        trained = train(
-            model.to(workspace.device),
-            groups,
-            budgets,
-            train_batches=batches.train,
-            val_batches=batches.val,
-            recipe=config.recipe,
-            generator=workspace.generator(Stream.TRAINING),
-            report=report,
-            execution=execution,
-            choose=choose,
-            objective=taught,
-            head=head,
-            calibration=workspace.calibration(execution),
-            checkpointer=checkpointer,
-        )
-    if workspace.job.rank > 0:
-        return {}
-    write_text(context.folder / "groups.json", groups.to_json())
-    _save_masks(context, groups, trained.mask)
-    if weights := described(config):
-        write_json(context.folder / STARTING_WEIGHTS, weights)
-    return {"time.epochs_s": save_training(context, trained.model, trained.history, execution)}
+
+def training(context: Context, prepared: Prepared) -> "Callable[..., Trained]":
+    """`train` of `ato`, with everything that does not depend on who keeps its snapshots."""
+    from atopipe.ato.training.trainer import train
+
+    workspace = context.workspace
+    head, taught = workspace.head(prepared.model), objective(context, prepared.execution)
+    return partial(
+        train,
+        prepared.model.to(workspace.device),
+        prepared.groups,
+        prepared.budgets,
+        recipe=context.config.recipe,
+        generator=workspace.generator(Stream.TRAINING),
+        execution=prepared.execution,
+        objective=taught,
+        head=head,
+        calibration=workspace.calibration(prepared.execution),
+    )
+
+
+def _start(context: Context, prepared: Prepared, choose: "ChooseMask") -> "Callable[[], Snapshot | None]":
+    """Where the run begins if it has no checkpoint: at the end of a shared search, where there is one."""
+
+    def begin() -> "Snapshot | None":
+        if not _is_searched(context):
+            return None
+        from atopipe.ato.training.shared_search import SharedSearch, passed_at
+
+        recipe, budgets, targets = context.config.recipe, prepared.budgets, shared_targets(context.config)
+        far = [replace(b, limit=targets[b.cost.name].limit(b.cost.dense)) for b in budgets]
+        found = SharedSearch.of(unpacked(context.input(SEARCH, SEARCHED).read_bytes()))
+        scores = found.scores_at(passed_at(budgets, far, recipe))
+        return found.branch(choose(scores, prepared.groups, budgets, recipe.align))
+
+    return begin
+
+
+def shared_targets(config: Config) -> "Mapping[str, Target]":
+    """Those that the search of a run goes on to: its own, unless it is shared with runs of tighter ones."""
+    far = config.targets if config.shared_search is None else config.shared_search.targets
+    return {cost: far[cost] for cost in config.targets}
+
+
+def _is_searched(context: Context) -> bool:
+    return SEARCH in context.stage.inputs and context.config.shared_search is not None
 
 
 def reads(config: Config, stage: str) -> bool:
@@ -87,23 +147,29 @@ def reads(config: Config, stage: str) -> bool:
 
 
 def _groups(context: Context, model: "nn.Module") -> "Groups":
-    """What may be pruned, found by the first process alone: found twice, groups may differ."""
+    """What may be pruned, found by the first process alone, and once: found twice, groups may differ."""
     from atopipe.ato.groups import Groups
 
     job = context.workspace.job
-    if job.size == 1:
+    if job.size == 1 and not _is_searched(context):
         return context.workspace.groups(model)
-    found = context.workspace.groups(model).to_json() if job.rank == 0 else ""
-    return Groups.from_json(broadcast_bytes(found.encode()).decode())
+    found = _found_groups(context, model) if job.rank == 0 else ""
+    return Groups.from_json((broadcast_bytes(found.encode()) if job.size > 1 else found.encode()).decode())
 
 
-def _budgets(context: Context, model: "nn.Module", groups: "Groups") -> "list[Budget]":
+def _found_groups(context: Context, model: "nn.Module") -> str:
+    if _is_searched(context):
+        return context.input(SEARCH, GROUPS).read_text(encoding="utf-8")
+    return context.workspace.groups(model).to_json()
+
+
+def _budgets(context: Context, model: "nn.Module", groups: "Groups", targets: "Mapping[str, Target]") -> "list[Budget]":
     """One for each target; latency has its cost from the table of stage profile."""
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import COSTS
 
     budgets: list[Budget] = []
-    for name, target in context.config.targets.items():
+    for name, target in targets.items():
         cost: Cost
         if name == "latency":
             cost, error = latency_cost(context, model, groups)
@@ -136,9 +202,9 @@ def _described(groups: "Groups") -> str:
 STAGE = Stage(
     name="train",
     run=run,
-    inputs=("profile", BASELINE),
+    inputs=("profile", BASELINE, SEARCH),
     reads=reads,
-    settings=("model", "data", *TARGETS, "recipe", "teacher", "seed", "device"),
+    settings=("model", "data", *TARGETS, "shared_search", "recipe", "teacher", "seed", "device"),
     libraries=("torch", "torchvision", "torch-pruning", "numpy"),
     distributed=True,
 )

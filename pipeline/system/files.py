@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,15 @@ def write_json(path: Path, content: object) -> None:
 
 def _as_json(content: object) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target`, which is not there, the same file as `source`, or a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def files_in(folder: Path) -> list[Path]:

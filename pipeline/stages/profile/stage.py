@@ -50,7 +50,7 @@ def has_latency_target(config: Config) -> bool:
 STAGE = Stage(
     name="profile",
     run=run,
-    settings=("model", "data", "target_latency", "latency_table", "deployment", "recipe"),
+    settings=("model", "data", "latency_table", "deployment", "recipe"),
     libraries=("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime"),
     wanted=has_latency_target,
 )
