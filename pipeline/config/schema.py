@@ -13,6 +13,7 @@ from atopipe.pipeline.config.targets import Target
 # Settings that leave a run the same run.
 HOW_NOT_WHAT = frozenset({"baseline", "variants", "validation", "gates", "threads", "checkpoint_minutes", "preflight"})
 FULL = "fp32"
+CONTENT = "content"
 BASELINE = "baseline"  # as a teacher: the dense network of the run
 DEFAULT_DROP = 0.05  # of top-1 against the dense network, where a baseline tells and no other limit is set
 VARIANTS = (FULL, "fp16", "int8")  # formats of the delivered files; the first one is always there
@@ -57,12 +58,14 @@ class DataSettings(Section):
 
     `normalize`: by the mean and deviation of the `weights`, of the `data`, or of `MEAN:STD`; of the weights by default
     where they have a name, else of the data. `val_fraction`: the share for validation if the data are not split yet.
+    `fingerprint`: `content` has a large data set read whole to see whether it has changed; else size and time tell.
     """
 
     source: Given = "digits"
     input_size: Annotated[int, within("data.input_size")] | None = None
     normalize: str | None = Field(default=None, exclude_if=_is_none)
     val_fraction: Annotated[float, within("data.val_fraction")] = 0.2
+    fingerprint: Literal["content"] | None = Field(default=None, exclude_if=_is_none)
 
     @field_validator("normalize")
     @classmethod

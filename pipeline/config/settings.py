@@ -285,6 +285,7 @@ GATES = (
     ),
 )
 WITHOUT_OPTION = (
+    Setting("data.fingerprint", kind="content, or left out"),
     Setting("data.val_fraction", limits=Limits(0, 1, low_is_out=True, high_is_out=True)),
     Setting("validation.latency_s", limits=Limits(0, 3600, low_is_out=True), kind="a number of seconds"),
     *(Setting(f"shared_search.{target.name}", kind=target.kind) for target in TRAINING if target.name in TARGETS),

@@ -3,10 +3,11 @@
 Nothing heavy is imported here or on top of those files: the help of the command line reads the table.
 """
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from atopipe.pipeline.data.dataset import Data
@@ -30,6 +31,30 @@ class Request:
     least_crop: float | None = None
 
 
+class FileState(NamedTuple):
+    """What a file system says of a file without reading it: `size` in bytes, `time` of its last change in ns."""
+
+    name: str
+    size: int
+    time: int
+
+
+class Listing(Mapping[str, Path]):
+    """Files by name, too many to hold each as an object; a scan has seen their states."""
+
+    @abstractmethod
+    def states(self) -> Iterator[FileState]:
+        """Of every file, always in the same order."""
+
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Of all files together."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of all states, in hexadecimal digits."""
+
+
 def no_files(argument: str) -> Mapping[str, Path]:
     """Of a source that reads none of the user's files."""
     return {}
@@ -40,7 +65,8 @@ class DataSource:
     """A kind of data set, named as `scheme:argument`; `argument` is what the help shows after the colon, if anything.
 
     load: the data set; raises DataError, which names the source and the remedy.
-    files: name -> file of everything that `load` reads of the user's, for its digest; empty where it is not there.
+    files: name -> file of everything that `load` reads of the user's, for its digest; empty where it is not there. A
+    source that may have a million of them gives a `Listing`.
     libraries: the packages that make the images; another version makes a stage out of date.
     reads: what those files are, in the answer to what has changed.
     """

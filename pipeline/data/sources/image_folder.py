@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
-from atopipe.pipeline.data.sources.image_folder_layout import Files, described, find_splits
+from atopipe.pipeline.data.sources.file_list import ListedFiles
+from atopipe.pipeline.data.sources.image_folder_layout import Files, described, find_splits, known_splits
 from atopipe.pipeline.system.job import all_reduce_min
 from atopipe.pipeline.system.machine import available_memory
 
@@ -33,7 +34,7 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     from atopipe.pipeline.data.preprocessing import resize_for
 
     root = Path(argument).expanduser()
-    train, val = find_splits(root)
+    train, val = known_splits(root)
     size = (request.input_size, request.input_size) if request.input_size else _natural_size(train.paths)
     scaling = Scaling(size, request.resize or resize_for(size), request.interpolation)
     # Training images keep the margin of `resize`, from which random windows are cut.
@@ -55,7 +56,7 @@ def files(argument: str) -> Mapping[str, Path]:
     root = Path(argument).expanduser()
     if not root.is_dir():
         return {}
-    return {path.relative_to(root).as_posix(): path for split in find_splits(root) for path in split.paths}
+    return ListedFiles(root, {split.paths.root.name: split.paths for split in find_splits(root)})
 
 
 def _description(root: Path, train: Files, val: Files, size: "Size") -> str:

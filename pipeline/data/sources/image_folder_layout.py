@@ -1,13 +1,15 @@
 """The layout of an image folder: train/<class>/ and val/<class>/ or test/<class>/, and the images in it."""
 
 import os
+import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
 
+from atopipe.pipeline.data.source import FileState
+from atopipe.pipeline.data.sources.file_list import FileList, Found
 from atopipe.pipeline.system.errors import DataError, MissingDataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -30,33 +32,8 @@ HOUSEKEEPING = frozenset(
         "thumbs.db",
     }
 )
+SETTLED_NS = 2_000_000_000  # a folder younger than this may change again within one tick of the file system's clock
 NAMED = 5  # kinds of unused files that are named
-
-
-class FileList(Sequence[Path]):
-    """Files below a folder, in two flat arrays: a million of them take the bytes of their names and no objects."""
-
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self.root = root
-        self._names = b"".join(map(os.fsencode, names))
-        self._ends = array("q", [0])
-        for name in names:
-            self._ends.append(self._ends[-1] + len(os.fsencode(name)))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        position = index % len(self)
-        return self.root / os.fsdecode(self._names[self._ends[position] : self._ends[position + 1]])
 
 
 @dataclass(frozen=True)
@@ -69,7 +46,36 @@ class Files:
     unused: Mapping[str, int] = field(default_factory=dict)
 
 
-def find_splits(root: Path) -> tuple[Files, Files]:
+@dataclass
+class Scan:
+    """One pass through a split: what is not used, and each folder that was read with the time of its last change."""
+
+    unused: Counter[str] = field(default_factory=Counter)
+    folders: dict[str, int] = field(default_factory=dict)
+
+    def still_holds(self, before_ns: int) -> bool:
+        """Whether no folder has changed, the last time long enough `before_ns` that a clock's tick cannot hide it."""
+        try:
+            times = [Path(folder).stat().st_mtime_ns for folder in self.folders]
+        except OSError:
+            return False
+        return times == [*self.folders.values()] and max(times, default=0) < before_ns - SETTLED_NS
+
+
+Splits = tuple[Files, Files]
+_scanned: dict[Path, tuple[int, Splits, tuple[Scan, Scan]]] = {}  # the last folder only: when, what, and how
+
+
+def known_splits(root: Path) -> Splits:
+    """What `find_splits` gave in this process, if the folders are as they were; otherwise it looks again."""
+    if root in _scanned:
+        when, splits, scans = _scanned[root]
+        if all(scan.still_holds(when) for scan in scans):
+            return splits
+    return find_splits(root)
+
+
+def find_splits(root: Path) -> Splits:
     """Training and validation images; DataError where the folder is laid out otherwise."""
     layout = "train/<class>/ and val/<class>/"
     if not root.is_dir():
@@ -81,9 +87,12 @@ def find_splits(root: Path) -> tuple[Files, Files]:
     held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if held_out is None:
         raise MissingDataError(f"data folder '{root}' has neither val nor test: put images in {layout}")
-    train, val = _scan(root / "train"), _scan(held_out)
-    _check_classes(train, val, root / "train", held_out)
-    return train, val
+    when, scans = time.time_ns(), (Scan(), Scan())
+    splits = _scan(root / "train", scans[0]), _scan(held_out, scans[1])
+    _check_classes(*splits, root / "train", held_out)
+    _scanned.clear()
+    _scanned[root] = when, splits, scans
+    return splits
 
 
 def _check_classes(train: Files, val: Files, train_folder: Path, val_folder: Path) -> None:
@@ -101,20 +110,21 @@ def _check_classes(train: Files, val: Files, train_folder: Path, val_folder: Pat
         raise DataError(f"'{train_folder}' has the single class {train.classes[0]}: a classifier needs two or more")
 
 
-def _scan(folder: Path) -> Files:
-    unused: Counter[str] = Counter()
+def _scan(folder: Path, scan: Scan) -> Files:
+    unused = scan.unused
+    scan.folders[str(folder)] = folder.stat().st_mtime_ns
     classes = sorted(entry.name for entry in _entries(folder, unused) if _is_class(entry, unused))
     if not classes:
         raise MissingDataError(f"'{folder}' has no class folders: put images in {folder.name}/<class>/")
-    names: list[str] = []
-    labels = array("q")
+    files, labels = FileList(folder), array("q")
     for label, name in enumerate(classes):
-        images = sorted(_images(folder, name, unused, ()), key=lambda path: path.split("/"))
+        images = sorted(_images(folder, name, scan, ()), key=lambda state: state[0].replace("/", "\0"))
         if not images:
             raise MissingDataError(_without_images(folder / name, unused))
-        names += images
+        names, sizes, times = zip(*images, strict=True)
+        files.add(Found(names, array("q", sizes), array("q", times)))
         labels.extend([label] * len(images))
-    return Files(FileList(folder, names), labels, tuple(classes), dict(unused))
+    return Files(files, labels, tuple(classes), dict(unused))
 
 
 def _without_images(folder: Path, unused: Counter[str]) -> str:
@@ -131,23 +141,26 @@ def _is_class(entry: "os.DirEntry[str]", unused: Counter[str]) -> bool:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    return Path(entry.path).is_dir()  # unlike the entry itself, it takes a link to itself for no folder
+    """Links are followed; unlike the entry itself, the path takes a link to itself for no folder."""
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
-def _images(root: Path, name: str, unused: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Names from `root` of the images in folder `name` and below, links followed; `above` ends circles of links."""
-    here = (root / name).stat()
+def _images(root: Path, name: str, scan: Scan, above: tuple[tuple[int, int], ...]) -> Iterator[FileState]:
+    """The images in folder `name` and below, by names from `root`, links followed; `above` ends circles of links."""
+    here, unused = (root / name).stat(), scan.unused
+    scan.folders[str(root / name)] = here.st_mtime_ns
     if (here.st_dev, here.st_ino) in above:
         unused["links to a folder around them"] += 1
         return
     for entry in _entries(root / name, unused):
         path = f"{name}/{entry.name}"
         if _is_folder(entry):
-            yield from _images(root, path, unused, (*above, (here.st_dev, here.st_ino)))
-        elif not Path(entry.path).is_file():
+            yield from _images(root, path, scan, (*above, (here.st_dev, here.st_ino)))
+        elif not (Path(entry.path).is_file() if entry.is_symlink() else entry.is_file()):
             unused["dangling links" if entry.is_symlink() else "special files"] += 1
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
-            yield path
+        elif entry.name[entry.name.rfind(".") :].lower() in SUFFIXES:
+            state = entry.stat()
+            yield FileState(path, state.st_size, state.st_mtime_ns)
         else:
             unused[Path(entry.name).suffix.lower() or "without a suffix"] += 1
 

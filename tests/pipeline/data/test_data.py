@@ -3,10 +3,12 @@
 import json
 import os
 import resource
+import shutil
 import struct
 import sys
 import weakref
 import zlib
+from array import array
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -23,8 +25,9 @@ from atopipe.pipeline.data.dataset import Batches, Data, Share, Split, stratifie
 from atopipe.pipeline.data.decoding import read_pixels, read_size
 from atopipe.pipeline.data.load import SOURCES, load_data, source_names
 from atopipe.pipeline.data.preprocessing import Preprocessing, UnsupportedImageError, preprocess, to_pixels
-from atopipe.pipeline.data.sources import image_folder
-from atopipe.pipeline.data.sources.image_folder_layout import FileList
+from atopipe.pipeline.data.sources import image_folder, image_folder_layout
+from atopipe.pipeline.data.sources.file_list import FileList, Found
+from atopipe.pipeline.data.sources.image_folder_layout import find_splits, known_splits
 from atopipe.pipeline.data.stores import InMemory
 from atopipe.pipeline.system.errors import DataError, MissingDataError
 
@@ -463,11 +466,34 @@ def test_file_names_that_are_no_utf8_are_read_like_others(tmp_path: Path) -> Non
 
 def test_a_million_names_take_their_bytes_and_no_objects() -> None:
     names = [f"cat/{number:07}.jpg" for number in range(100_000)]
-    files = FileList(Path("/data"), names)
+    files = FileList(Path("/data"))
+    for start in range(0, len(names), 1000):
+        files.add(Found(names[start : start + 1000], array("q", [7] * 1000), array("q", [9] * 1000)))
     assert [files[index] for index in (0, 99_999, -1)] == [Path("/data") / names[index] for index in (0, -1, -1)]
     assert list(files[10:12]) == [Path("/data") / name for name in names[10:12]]
     assert len(files) == 100_000
-    assert sum(sys.getsizeof(part) for part in vars(files).values()) < 30 * len(files)
+    assert sum(sys.getsizeof(part) for part in vars(files).values()) < 50 * len(files)
+
+
+def test_a_folder_is_scanned_once_unless_something_was_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, TWO_CLASSES)
+    monkeypatch.setattr(image_folder_layout, "SETTLED_NS", 0)
+    first = find_splits(tmp_path)
+    assert known_splits(tmp_path) is first
+    shutil.copy(tmp_path / "train/cat/000.png", tmp_path / "train/cat/more.png")
+    assert len(known_splits(tmp_path)[0].paths) == 12
+    monkeypatch.setattr(image_folder_layout, "SETTLED_NS", 10**12)  # what has just been written may change unseen
+    again = find_splits(tmp_path)
+    assert known_splits(tmp_path) is not again
+
+
+def test_nested_folders_are_in_the_order_of_their_parts(tmp_path: Path) -> None:
+    for name in ("train/a/x-y.png", "train/a/x/1.png", "train/a/x.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0, 12, 12).save(tmp_path / name)
+    train, _ = find_splits(tmp_path)
+    parts = [train.paths[index].relative_to(tmp_path / "train").parts for index in range(4)]
+    assert parts == sorted(parts)
 
 
 # one image

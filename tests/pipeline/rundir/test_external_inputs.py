@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,39 @@ def test_the_contents_are_read_again_only_if_something_looks_different(
         "atopipe.pipeline.rundir.external_inputs.sha256_file", lambda path: pytest.fail(f"{path} was read")
     )
     assert look() == before
+
+
+def test_of_a_large_set_size_and_time_count_and_on_request_the_contents(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = look()["data"]
+    monkeypatch.setattr("atopipe.pipeline.rundir.external_inputs.MANY", 3)
+    values = {"model.name": "net:net", "data.source": "imagefolder:images", "target_flops": 0.5}
+    assert fingerprints(load_config(None, {**values, "data.fingerprint": "content"}), Path("x.json"))["data"] == content
+    before = look()["data"]
+    assert before not in (content, look(data="net:net").get("data"))
+    file = here / "images/train/a/1.png"
+    os.utime(file, ns=(5, file.stat().st_mtime_ns + 1))
+    touched = look()["data"]
+    assert touched != before
+    file.rename(file.with_name("2.png"))
+    assert look()["data"] not in (before, touched)
+
+
+def test_who_is_told_to_end_does_not_read_the_rest_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def interrupted(path: Path) -> str:
+        read.append(path)
+        time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    for number in range(200):
+        (here / f"images/train/a/{number}.png").write_text("")
+    monkeypatch.setattr("atopipe.pipeline.rundir.external_inputs.sha256_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        look(data="imagefolder:images", model="resnet18")
+    assert len(read) < 100
 
 
 def test_what_is_not_there_is_taken_to_be_as_it_was(here: Path) -> None:
