@@ -53,6 +53,15 @@ def dims(module: nn.Module, axis: Axis) -> dict[str, int]:
     return {name: dim for name, dim in wanted.items() if isinstance(getattr(module, name, None), Tensor)}
 
 
+def computed(module: nn.Module) -> str | None:
+    """The first of those tensors that the layer computes from others, so that nothing can be cut from it; None if none.
+
+    A parametrization does, and so do the older hooks of `torch.nn.utils`.
+    """
+    own = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+    return next((name for axis in AXES for name in dims(module, axis) if name not in own), None)
+
+
 def channel_dim(module: nn.Module) -> int:
     """The dimension of the layer's output that counts its channels."""
     return -1 if isinstance(module, nn.Linear) else 1

@@ -8,6 +8,7 @@ the batch axis is checked to be dynamic before the file appears.
 import contextlib
 import copy
 import hashlib
+import inspect
 import io
 import logging
 import warnings
@@ -113,7 +114,7 @@ def _trace(model: nn.Module, example: Tensor, opset: int, name: str) -> ModelPro
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=_free_batch(network),
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever the traced code and its own passes raise
@@ -124,6 +125,13 @@ def _trace(model: nn.Module, example: Tensor, opset: int, name: str) -> ModelPro
     if program is None:
         raise ExportError(f"{name} cannot be exported to ONNX: this torch returned no program from its exporter")
     return program.model_proto
+
+
+def _free_batch(network: nn.Module) -> tuple[Any, ...]:
+    """The batch axis of the one input, named as the exporter asks for it: nested where forward() takes `*args`."""
+    first = next(iter(inspect.signature(network.forward).parameters.values()), None)
+    free = {0: torch.export.Dim("batch")}
+    return ((free,),) if first is not None and first.kind is first.VAR_POSITIONAL else (free,)
 
 
 @contextlib.contextmanager

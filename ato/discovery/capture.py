@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ class GraphError(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a module's first call."""
+    """The arguments of a module's first call, and whether it returned a tensor and nothing else."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    gives_tensor: bool = True
 
     def run(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> Any:
         """What the module returns when `change` is applied to every tensor it is called with."""
@@ -92,7 +93,15 @@ def capture_calls(model: nn.Module, call: Call) -> tuple[Any, dict[str, Call]]:
 
         return hook
 
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if name in calls and not isinstance(output, Tensor):
+                calls[name] = replace(calls[name], gives_tensor=False)
+
+        return hook
+
     handles = [m.register_forward_pre_hook(capture(name), with_kwargs=True) for name, m in model.named_modules()]
+    handles += [m.register_forward_hook(look(name)) for name, m in model.named_modules()]
     try:
         return call.run(model, Tensor.detach), calls
     finally:

@@ -1,5 +1,7 @@
 """Find the groups of a network: read from a graph, proven on random weights, and looked for again in its modules."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,37 +10,68 @@ from torch import Tensor, nn
 from atopipe.ato import layers
 from atopipe.ato.discovery.capture import GraphError, Twin, trace_twin
 from atopipe.ato.discovery.invariance import Probe
+from atopipe.ato.discovery.limits import LimitError, limits
 from atopipe.ato.discovery.reader import GraphReader
+from atopipe.ato.execution import is_out_of_memory
 from atopipe.ato.groups import Groups, GroupSet, NoGroupsError, Unprunable
 
+FIND_SECONDS = 300.0  # of processor time; a large network takes 100
+PROOF_GIBIBYTES = 64
+LATE = "the search for widths takes more than {:g} s of processor time"
+Say = Callable[[int, float], None]
 
-def find_groups(model: nn.Module, example: Tensor, generator: torch.Generator) -> Groups:
+
+def find_groups(
+    model: nn.Module,
+    example: Tensor,
+    generator: torch.Generator,
+    *,
+    seconds: float = FIND_SECONDS,
+    on_progress: Say = lambda found, seconds: None,
+) -> Groups:
     """The groups of `model` whose removal is proven not to change what the rest computes; `model` is not modified.
 
     `example`: one image [1, C, H, W]. First the whole network is read; then, level by level, those of its modules
     which hold layers that were not understood or not proven. What cannot be pruned is listed in `unprunable` with its
-    reason; `proven_in_training` is false where outputs in training mode are random. Raises GraphError when the network
-    does not give logits, NoGroupsError when nothing is left to prune.
+    reason; `proven_in_training` is false where outputs in training mode are random. What is not proven after so many
+    `seconds` of processor time is not pruned; before each step, `on_progress` is told how many widths are proven, and
+    the seconds so far. Raises GraphError when the network does not give logits, NoGroupsError when nothing is left to
+    prune.
     """
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator, which must not notice
-        search = _Search(trace_twin(model, example), Probe(model, example, generator))
+        search = _Search(trace_twin(model, example), _probe(model, example, generator), seconds, on_progress)
         search.descend()
     in_training = not search.probe.random_in_training
     proven = Groups(tuple(search.proven), tuple(search.whole()), in_training)
     if not proven.sets:
         reasons = "; ".join(f"{u.name}: {u.reason}" for u in proven.unprunable[:3]) or "it has no prunable layer"
         raise NoGroupsError(
-            f"{type(model).__name__} has no channels that can be removed ({reasons}); choose another model"
+            f"{type(model).__name__} has no channels that can be removed ({reasons}): remove these obstacles, or "
+            "choose another model"
         )
     return proven
+
+
+def _probe(model: nn.Module, example: Tensor, generator: torch.Generator) -> Probe:
+    try:
+        return Probe(model, example, generator)
+    except Exception as error:  # whatever the network's code raises
+        if is_out_of_memory(error):
+            raise
+        first_line = next(iter(str(error).splitlines()), "no message")
+        raise GraphError(
+            f"{type(model).__name__} does not run on random weights in float64, as a proof of removal needs "
+            f"({type(error).__name__}: {first_line}): let it compute in the number format of its input"
+        ) from error
 
 
 class _Search:
     """`proven`: sets that can be removed together. `refused`: widths that were seen, the widest view first."""
 
-    def __init__(self, twin: Twin, probe: Probe) -> None:
-        self.twin, self.probe = twin, probe
-        self.reader = GraphReader(twin.model)
+    def __init__(self, twin: Twin, probe: Probe, seconds: float, on_progress: Say) -> None:
+        self.twin, self.probe, self.on_progress = twin, probe, on_progress
+        self.seconds, self.started, self.begun = seconds, time.thread_time(), time.perf_counter()
+        self.reader = GraphReader(twin)
         self.layers = [name for name, m in twin.model.named_modules() if isinstance(m, layers.MATRIX_LAYERS)]
         self.proven: list[GroupSet] = []
         self.refused: list[Unprunable] = []
@@ -50,18 +83,35 @@ class _Search:
             found = [width for scope in level for width in self._read(scope)]
             self.refused += [width for width in found if isinstance(width, Unprunable)]
             candidates = self._disjoint([width for width in found if isinstance(width, GroupSet)])
-            failures = self.probe.failures(self.proven, candidates)
+            failures = self._failures(candidates)
             self.proven += [s for s in candidates if s.name not in failures]
             self.refused += [
                 Unprunable(s.name, s.size, failures[s.name], s.layers) for s in candidates if s.name in failures
             ]
             level = [child for scope in level for child in self._children(scope)]
 
+    def _left(self) -> float:
+        """Seconds of processor time; the user is told that it goes on."""
+        self.on_progress(len(self.proven), time.perf_counter() - self.begun)
+        return self.seconds - (time.thread_time() - self.started)
+
+    def _failures(self, candidates: list[GroupSet]) -> dict[str, str]:
+        late = dict.fromkeys((s.name for s in candidates), LATE.format(self.seconds))
+        left = self._left()
+        try:
+            with limits(left, PROOF_GIBIBYTES):
+                return self.probe.failures(self.proven, candidates) if left > 0 else late
+        except LimitError:
+            return late
+
     def _read(self, scope: str) -> list[GroupSet | Unprunable]:
         if scope not in self.twin.calls:
             return []
+        left = self._left()
+        if left <= 0:
+            return [self._unseen(name, LATE.format(self.seconds)) for name in self._inside(scope)]
         try:
-            return self.reader.read(scope, self.twin.calls[scope])
+            return self.reader.read(scope, self.twin.calls[scope], left)
         except GraphError as error:
             return [self._unseen(name, str(error)) for name in self._inside(scope)]
 

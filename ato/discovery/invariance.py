@@ -7,7 +7,7 @@ float64, while the network evaluates and while it trains.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,9 @@ from atopipe.ato.removal.slices import scale_groups
 from atopipe.ato.removal.structure import cut_model, structure_of
 
 SMALLEST_SIDE = 32
+LAST_BITS = 2.0**-50  # relative: a few units in the last place of float64
+ROUNDINGS = 100  # each layer rounds as its input does: so many times what one rounding of the input changes
+MOST_ROUNDING = 1e-6  # a difference beyond it is never rounding
 NOISE_PERIOD = 2**20 + 7  # a prime, so that no two rows of a matrix are alike
 
 
@@ -141,9 +144,9 @@ def try_removal(module: nn.Module, sets: Sequence[GroupSet], call: Call, generat
     """What comes of it when a random part of each set is zeroed and removed from `module`."""
     groups = Groups(tuple(sets), ())
     mask = torch.cat([_random_mask(s.size, generator) for s in sets])
-    zeroed = _sharing_copy(module, own=frozenset().union(*(s.layers for s in sets)))
-    scale_groups(zeroed, groups, mask)
     try:
+        zeroed = _sharing_copy(module, own=frozenset().union(*(s.layers for s in sets)))
+        scale_groups(zeroed, groups, mask)
         small = cut_model(_sharing_copy(module, own=frozenset()), structure_of(module, groups, mask))
         differences = [_difference(zeroed, small, call, training=training) for training in (False, True)]
     except Exception as error:  # whatever the network's code raises
@@ -160,24 +163,41 @@ def try_removal(module: nn.Module, sets: Sequence[GroupSet], call: Call, generat
 
 
 def _difference(zeroed: nn.Module, small: nn.Module, call: Call, *, training: bool) -> float | None:
-    """The largest relative difference of any output.
+    """The largest relative difference of any output; 0 where it is rounding.
 
-    None where outputs in training mode differ, but are random even without dropout layers: functional dropout draws for
-    fewer channels.
+    Rounding is what is of the size by which outputs change with the last bits of the inputs: a norm layer that sees
+    two values only, as on tiny images in training, enlarges their difference to one. None where outputs in training
+    mode differ, but are random even without dropout layers: functional dropout draws for fewer channels.
     """
     wanted = _outputs(zeroed, call, training=training, seed=0)
     got = _outputs(small, call, training=training, seed=0)
     difference = max(map(relative_difference, got, wanted), default=0.0)
+    if TOLERANCE < difference <= min(MOST_ROUNDING, ROUNDINGS * _sensitivity(zeroed, call, wanted, training=training)):
+        return 0.0
     if difference > TOLERANCE and training:
         again = _outputs(zeroed, call, training=training, seed=1)
         return difference if all(map(torch.equal, again, wanted)) else None
     return difference
 
 
-def _outputs(module: nn.Module, call: Call, *, training: bool, seed: int) -> list[Tensor]:
+def _sensitivity(module: nn.Module, call: Call, wanted: Sequence[Tensor], *, training: bool) -> float:
+    """The largest relative change of any output when the last bits of every input are others."""
+
+    def rounded(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        return tensor + LAST_BITS * tensor * (torch.arange(tensor.numel()) % 7 - 3).view(tensor.shape)
+
+    changed = _outputs(module, call, training=training, seed=0, change=rounded)
+    return max(map(relative_difference, changed, wanted), default=0.0)
+
+
+def _outputs(
+    module: nn.Module, call: Call, *, training: bool, seed: int, change: Callable[[Tensor], Tensor] = Tensor.clone
+) -> list[Tensor]:
     torch.manual_seed(seed)  # what drops whole images' branches draws as often in both networks
     module.train(training)  # by itself: not every module that overrides it returns itself
-    return [t for t in tensors(call.run(module, Tensor.clone)) if t.is_floating_point()]
+    return [t for t in tensors(call.run(module, change)) if t.is_floating_point()]
 
 
 def _sharing_copy(module: nn.Module, own: frozenset[str]) -> nn.Module:

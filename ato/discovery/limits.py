@@ -11,8 +11,8 @@ import psutil
 CHECK_SECONDS = 0.2
 
 
-class LimitError(Exception):
-    """Some work went beyond its limits."""
+class LimitError(BaseException):
+    """Some work went beyond its limits; no exception that the code which is stopped could catch by mistake."""
 
 
 @contextmanager

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from atopipe.ato import layers
-from atopipe.ato.discovery.capture import Call, GraphError
+from atopipe.ato.discovery.capture import Call, GraphError, Twin
 from atopipe.ato.discovery.dependencies import Coupled, coupled_widths
-from atopipe.ato.discovery.limits import limits
+from atopipe.ato.discovery.limits import LimitError, limits
 from atopipe.ato.execution import is_out_of_memory
 from atopipe.ato.groups import GroupSet, Member, Unprunable
 
@@ -20,31 +20,41 @@ GRAPH_SECONDS, GRAPH_GIBIBYTES = 20, 4
 class GraphReader:
     """Reads from dependency graphs which channels of a network go together: promises, before any proof.
 
-    `model` is a copy for tracing, in evaluation mode, whose parameters have gradients.
+    A width that a layer returns among other things, or in a container, is not pruned: no mask could be applied to it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, twin: Twin) -> None:
+        self.model = model = twin.model
+        self.several = {name for name, call in twin.calls.items() if not call.gives_tensor}
         self.names = {module: name for name, module in model.named_modules()}
         owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
         self.shared = {parameter for parameter, count in owners.items() if count > 1}
 
-    def read(self, scope: str, call: Call) -> list[GroupSet | Unprunable]:
+    def read(self, scope: str, call: Call, seconds: float = GRAPH_SECONDS) -> list[GroupSet | Unprunable]:
         """The widths within the module `scope` ("": the whole network), when called with `call`.
 
-        A width that crosses the module's boundary is not pruned. Raises GraphError where the module cannot be traced.
+        It takes at most so many seconds of processor time. A width that crosses the module's boundary is not pruned.
+        Raises GraphError where the module cannot be traced.
         """
         try:
-            with limits(GRAPH_SECONDS, GRAPH_GIBIBYTES):
+            with limits(min(seconds, GRAPH_SECONDS), GRAPH_GIBIBYTES):
                 widths = list(coupled_widths(self.model.get_submodule(scope), call))
-        except Exception as error:  # the tracer raises whatever it stumbles over
-            if is_out_of_memory(error):
+        except (Exception, LimitError) as error:  # the tracer raises whatever it stumbles over
+            if isinstance(error, Exception) and is_out_of_memory(error):
                 raise
-            first_line = next(iter(str(error).splitlines()), "no message")
             raise GraphError(
-                f"channels cannot be followed through {_called(scope)} ({type(error).__name__}: {first_line})"
+                f"channels cannot be followed through {_called(scope)} ({self._why(scope, error)})"
             ) from error
         return [self._width(scope, items, followed) for items, followed in widths]
+
+    def _why(self, scope: str, error: BaseException) -> str:
+        """What the tracer stumbled over: a layer that gives no single tensor, or what it says itself."""
+        inside = self.model.get_submodule(scope).modules()
+        odd = [self.names[m] for m in inside if isinstance(m, layers.PRUNABLE) and self.names[m] in self.several]
+        first_line = next(iter(str(error).splitlines()), "no message")
+        if odd:
+            return f"layer '{odd[0]}' returns more than a tensor"
+        return first_line if isinstance(error, LimitError) else f"{type(error).__name__}: {first_line}"
 
     def _width(self, scope: str, items: Sequence[Coupled], followed: bool) -> GroupSet | Unprunable:
         coupled = [i for i in items if i.module in self.names and not layers.is_elementwise(i.module)]
@@ -85,6 +95,10 @@ class GraphReader:
             return f"{layer} shares its parameters with another layer"
         if not isinstance(module, layers.PRUNABLE):
             return f"{type(module).__name__} {layer} works across these channels, so removing some changes the others"
+        if self.names[module] in self.several:
+            return f"{layer} returns more than a tensor"
+        if (tensor := layers.computed(module)) is not None:
+            return f"{layer} computes its {tensor} from other tensors: fold it into a plain one to prune them"
         if isinstance(module, layers.CHANNEL_NORMS) and getattr(module, "weight", None) is None:
             return f"{type(module).__name__} {layer} has no scale and shift that could be set to zero"
         return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from atopipe.ato import layers
-from atopipe.ato.discovery.capture import trace_twin
+from atopipe.ato.discovery.capture import tensors, trace_twin
 from atopipe.ato.groups import Groups
 from atopipe.ato.layers import AXES, Axis
 
@@ -147,7 +147,7 @@ def count_positions(model: nn.Module, example: Tensor) -> dict[str, float]:
         if isinstance(module, _ConvTransposeNd):  # it applies its kernel at each position of its *input*
             applied = next(iter(inputs.values())).numel() / module.in_channels
         else:
-            applied = output.numel() / layers.channels(module, "out")
+            applied = next(tensors(output)).numel() / layers.channels(module, "out")
         positions[name] = positions.get(name, 0.0) + applied
 
     _observe(model, example, layers.MATRIX_LAYERS, count)

@@ -1,5 +1,6 @@
 """What of a network can be pruned: its group sets, what cannot and why, and how small it can become."""
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.summary import both_readings
-from atopipe.pipeline.report.terminal import QuietDisplay
+from atopipe.pipeline.report.terminal import PlainDisplay
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import scaled
 
@@ -80,9 +81,17 @@ class Inspection:
         return [*lines, f"after {self.seconds:.1f} s"]
 
 
+class _Notes(PlainDisplay):
+    """On standard error what was done with the network, and that the search for widths goes on."""
+
+    def say(self, line: str) -> None:
+        if line.startswith(("model ", "groups ")):
+            super().say(line)
+
+
 def inspect_model(config: Config) -> Inspection:
     """Builds and reads the network and tries the target, if there is one; raises what these raise."""
-    workspace = Workspace(config, QuietDisplay())
+    workspace = Workspace(config, _Notes(sys.stderr))
     with workspace.limited_threads():
         return _inspect(config, workspace)
 

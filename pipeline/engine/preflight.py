@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.config.settings import COST_NAMES
 from atopipe.pipeline.rundir.layout import MODEL
+from atopipe.pipeline.system.errors import AtopipeError, UsageError
+from atopipe.pipeline.system.text import reason
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +63,41 @@ class Preflight:
             f"{kept} kept, masked = shrunk within {self.lossless:.0e}, {self.bytes / 1e6:.1f} MB of ONNX "
             f"(opset {self.opset}), torch = ONNX Runtime within {self.parity:.0e}, {self.seconds:.1f} s"
         )
+
+
+def passed_preflight(
+    name: str,
+    model: "nn.Module",
+    groups: "Groups",
+    budgets: "Sequence[Budget]",
+    example: "Tensor",
+    *,
+    align: "Align",
+    generator: "torch.Generator",
+) -> Preflight:
+    """The same as `run_preflight`, which has passed; else UsageError about model `name`, or BudgetError."""
+    import torch
+
+    from atopipe.ato.execution import is_out_of_memory
+    from atopipe.ato.removal.shrink import LossyError
+    from atopipe.ato.search.budget import BudgetError
+    from atopipe.export.onnx import ExportError
+    from atopipe.validate.parity import ParityError
+
+    try:
+        with torch.random.fork_rng(devices=[]):  # the check does not change the random numbers of the run
+            preflight = run_preflight(model, groups, budgets, example, align=align, generator=generator)
+    except Exception as error:  # the network's own code may raise anything
+        if isinstance(error, BudgetError | AtopipeError | OSError) or is_out_of_memory(error):
+            raise
+        said = error if isinstance(error, LossyError | ExportError | ParityError) else reason(error)
+        raise UsageError(f"model '{name}' fails the preflight check: {said}") from error
+    if not preflight.passed:
+        raise UsageError(
+            f"model '{name}' fails the preflight check: ONNX Runtime's logits differ from torch's by "
+            f"{preflight.parity:.1e} of their size, more than {preflight.tolerance:g}; skip it with --no-preflight"
+        )
+    return preflight
 
 
 def run_preflight(

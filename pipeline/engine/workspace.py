@@ -241,7 +241,8 @@ class Workspace:
 
         settings = self.config.model
         try:
-            found = find_groups(model, self.example, self.generator(Stream.GROUPS))
+            generator, seen = self.generator(Stream.GROUPS), self.display.searching
+            found = find_groups(model, self.example, generator, on_progress=seen)
         except (GraphError, NoGroupsError) as error:
             raise UsageError(f"model '{settings.name}' cannot be pruned: {error}") from error
         require_trainable(model, f"model '{settings.name}'", self.example, len(self.data.labels))
@@ -249,25 +250,10 @@ class Workspace:
 
     def preflight(self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "Preflight":
         """Removal, export and parity with random weights and masks; UsageError where they do not work."""
-        import torch
-
-        from atopipe.ato.removal.shrink import LossyError
-        from atopipe.export.onnx import ExportError
-        from atopipe.pipeline.engine.preflight import run_preflight
-        from atopipe.validate.parity import ParityError
+        from atopipe.pipeline.engine.preflight import passed_preflight
 
         align, generator, name = self.config.recipe.align, self.generator(Stream.PREFLIGHT), self.config.model.name
-        try:
-            with torch.random.fork_rng(devices=[]):  # the check does not change the random numbers of the run
-                preflight = run_preflight(model, groups, budgets, self.example, align=align, generator=generator)
-        except (LossyError, ExportError, ParityError) as error:
-            raise UsageError(f"model '{name}' fails the preflight check: {error}") from error
-        if not preflight.passed:
-            raise UsageError(
-                f"model '{name}' fails the preflight check: ONNX Runtime's logits differ from torch's by "
-                f"{preflight.parity:.1e} of their size, more than {preflight.tolerance:g}; skip it with --no-preflight"
-            )
-        return preflight
+        return passed_preflight(name, model, groups, budgets, self.example, align=align, generator=generator)
 
     def generator(self, stream: Stream) -> "torch.Generator":
         """A CPU generator of that stream of the run's seed, unlike that of any other seed."""

@@ -56,7 +56,29 @@ def require_trainable(model: nn.Module, who: str, example: Tensor, classes: int)
             raise ModelError(f"{who} returns {kind} in training mode: return the logits [images, {classes}] there too")
         if not output.requires_grad:
             raise ModelError(f"{who} gives logits without gradients: {_gradients_off(trained)}")
-        output.sum().backward()  # type: ignore[no-untyped-call]
+        try:
+            output.sum().backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise ModelError(f"{who} fails in the backward pass: {reason(error)}; repair its forward()") from error
+    _require_same_layers(trained, who, example)
+
+
+def _require_same_layers(model: nn.Module, who: str, example: Tensor) -> None:
+    """Raises ModelError where none of the layers that are trained is evaluated, as in a copy with averaged weights."""
+    ran: dict[bool, set[str]] = {True: set(), False: set()}
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda _, args, name=name: ran[model.training].add(name))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+        for training in (True, False):
+            model.train(training)
+            model(torch.cat([example] * TOGETHER))
+    if ran[True] and ran[False] and ran[True].isdisjoint(ran[False]):
+        trained, evaluated = (min(ran[training]) for training in (True, False))
+        raise ModelError(
+            f"{who} trains other layers ('{trained}') than it evaluates ('{evaluated}'): give the network alone, "
+            "without its copy of averaged weights"
+        )
 
 
 def require_copyable(model: nn.Module, who: str) -> None:

@@ -5,23 +5,31 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from atopipe.pipeline.models.reparametrized import fold_weight_norm, require_plain_layers
 
 Note = Callable[[str], None]
+AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def unwrapped(model: nn.Module, note: Note) -> nn.Module:
-    """The network without DataParallel and torch.compile, inside it too, in float32; `note` is told what was done.
+    """The network without what is wrapped around it, inside it too, with plain float32 weights; `note` is told.
 
-    Raises ValueError, with the remedy, for a TorchScript module, whose layers cannot be changed.
+    Wrappers are DataParallel and its like, torch.compile, averages of weights, and modules that only hold another one.
+    Raises ValueError, with the remedy, for TorchScript and quantised modules, whose layers cannot be changed.
     """
     found: Counter[str] = Counter()
     model = _core(model, found)
     for name, module in list(model.named_modules()):
         _require_python(name, module)
         for child_name, child in list(module.named_children()):
-            setattr(module, child_name, _core(child, found))
+            setattr(module, child_name, _core(child, found, holders=False))
+    require_plain_layers(model)
     if found:
         note(f"taken off the network: {' and '.join(sorted(found))}")
+    if folded := fold_weight_norm(model):
+        note(f"weight_norm folded into the weights of {folded} {'layer' if folded == 1 else 'layers'}")
     kinds = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()} - {torch.float32}
     if kinds:
         note(f"network cast from {' and '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))} to float32")
@@ -29,19 +37,23 @@ def unwrapped(model: nn.Module, note: Note) -> nn.Module:
     return model
 
 
-def _core(module: nn.Module, found: "Counter[str]") -> nn.Module:
-    """What is inside of any number of wrappers."""
-    while (inner := _inside(module)) is not None:
+def _core(module: nn.Module, found: "Counter[str]", *, holders: bool = True) -> nn.Module:
+    """What is inside of any number of wrappers; `holders`: modules without a forward() of their own count as such."""
+    while (inner := _inside(module, holders=holders)) is not None:
         found[_name(module)] += 1
         module = inner
     return module
 
 
-def _inside(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return module.module  # type: ignore[no-any-return]
+def _inside(module: nn.Module, *, holders: bool) -> nn.Module | None:
+    if isinstance(module, AROUND):
+        return module.module
     inner = getattr(module, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else None
+    if isinstance(inner, nn.Module):
+        return inner
+    children = list(module.children())
+    runs = any("forward" in vars(kind) for kind in type(module).__mro__ if kind is not nn.Module)
+    return children[0] if holders and not runs and len(children) == 1 else None
 
 
 def _name(module: nn.Module) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from atopipe.ato.training.loop import EpochRecord, Progress
 
 
+SAID_EVERY = 20  # seconds, in lines of a log
+
+
 class QuietDisplay:
     """Shows nothing."""
 
@@ -29,6 +32,9 @@ class QuietDisplay:
 
     def loading(self, done: int, total: int) -> None:
         """So many images of the data set are decoded."""
+
+    def searching(self, found: int, seconds: float) -> None:
+        """The search for what can be pruned goes on: so many widths are found after so many seconds."""
 
     def progress(self, progress: "Progress") -> None:
         """One training step is done."""
@@ -48,6 +54,12 @@ class PlainDisplay(QuietDisplay):
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.said_at = 0.0
+
+    def searching(self, found: int, seconds: float) -> None:
+        if seconds >= self.said_at + SAID_EVERY:
+            self.said_at = seconds
+            self.say(f"groups  {found} widths are proven after {seconds:.0f} s: still searching")
 
     def say(self, line: str) -> None:
         print(_plain(line), file=self.stream, flush=True)
@@ -78,6 +90,9 @@ class LiveDisplay(QuietDisplay):
 
     def loading(self, done: int, total: int) -> None:
         self._move(done, total, f"images decoded: {done:,} of {total:,}")
+
+    def searching(self, found: int, seconds: float) -> None:
+        self._move(0, None, f"{found} widths are proven: searching")
 
     def progress(self, progress: "Progress") -> None:
         state = f"epoch {progress.epoch}/{progress.epochs}  {progress.phase:<6}  loss {progress.loss:.3f}"

@@ -1,7 +1,8 @@
 """The user's own functions, named on the command line as `your_pkg.mod:factory` or `path/to/file.py:factory`.
 
 Their code is a guest: it sees an empty command line, what it prints goes to standard error, and the working directory
-is put back. What it raises, sys.exit included, becomes an error of that code.
+is put back, as are settings of the process that a run relies on. What it raises, sys.exit included, becomes an error of
+that code.
 """
 
 import importlib
@@ -17,6 +18,7 @@ from types import ModuleType
 from atopipe.pipeline.system.code_files import code_files, importing_from
 from atopipe.pipeline.system.errors import AtopipeError
 from atopipe.pipeline.system.files import sha256_file
+from atopipe.pipeline.system.process_state import preserved, random_state_preserved
 from atopipe.pipeline.system.text import did_you_mean, reason
 
 Factory = Callable[..., object]
@@ -102,7 +104,7 @@ def _hosting(folder: Path) -> Iterator[None]:
     arguments, here, bytecode = sys.argv, Path.cwd(), sys.dont_write_bytecode
     sys.argv, sys.dont_write_bytecode = ["atopipe"], True
     try:
-        with importing_from(folder), redirect_stdout(sys.stderr):
+        with preserved(), importing_from(folder), redirect_stdout(sys.stderr):
             yield
     finally:
         sys.argv, sys.dont_write_bytecode = arguments, bytecode
@@ -123,7 +125,7 @@ def _import(who: str, module_name: str, folder: Path, kind: type[AtopipeError]) 
         _require_unchanged(who, _imported.get(name), _digests(module_name), kind)
         return sys.modules[name]
     _imported[name] = _digests(module_name)
-    with _hosting(folder):
+    with _hosting(folder), random_state_preserved():
         module = _run_file(who, file, kind) if file else _import_by_name(who, module_name, kind)
     _require_no_shadow(who, folder, kind)
     return module

@@ -1,9 +1,12 @@
 """Networks whose whole graph cannot be followed: their modules are read one by one; and what only training shows."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from atopipe.ato.discovery.find import find_groups
@@ -193,3 +196,110 @@ def test_the_projections_of_attention_are_counted(generator: torch.Generator) ->
 def test_nothing_left_is_an_error_with_the_reasons(generator: torch.Generator) -> None:
     with pytest.raises(NoGroupsError, match="has no channels that can be removed"):
         found(nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten()), generator)
+
+
+class Several(nn.Conv2d):
+    """A layer that returns its output among other things."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x), None
+
+
+Container, Parts = Callable[[Tensor, Tensor], Any], Callable[[Any], tuple[Tensor, Tensor]]
+
+
+class Pair(nn.Module):
+    """Two streams, as in octave convolutions: modules take and return containers of tensors."""
+
+    def __init__(
+        self, container: Callable[[Tensor, Tensor], Any], parts: Callable[[Any], tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__()
+        self.container, self.parts = container, parts
+        self.high, self.low = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.down, self.up = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, both: Any) -> Any:
+        high, low = self.parts(both)
+        up = nn.functional.interpolate(self.up(low), scale_factor=2)
+        down = self.down(nn.functional.avg_pool2d(high, 2))
+        return self.container((self.high(high) + up).relu(), (self.low(low) + down).relu())
+
+
+class Octave(nn.Module):
+    def __init__(
+        self, container: Callable[[Tensor, Tensor], Any], parts: Callable[[Any], tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__()
+        self.container, self.parts = container, parts
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 1), Pair(container, parts), Pair(container, parts)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        high, low = self.parts(self.second(self.first(self.container(x, nn.functional.avg_pool2d(x, 2)))))
+        return self.head(torch.cat([high.mean((2, 3)), low.mean((2, 3))], 1))
+
+
+@dataclass
+class Both:
+    high: Tensor
+    low: Tensor
+
+
+@pytest.mark.parametrize(
+    ("container", "parts"),
+    [
+        (lambda *both: both, tuple),
+        (lambda *both: list(both), tuple),
+        (lambda high, low: {"high": high, "low": low}, lambda both: tuple(both.values())),
+        (Both, lambda both: (both.high, both.low)),
+    ],
+    ids=["tuple", "list", "dict", "dataclass"],
+)
+def test_modules_may_take_and_return_containers_of_tensors(
+    container: Container,
+    parts: Parts,
+    generator: torch.Generator,
+) -> None:
+    model = Octave(container, parts)
+    groups = found(model, generator)
+    assert len(groups.sets) >= 3
+    assert flops(model, groups, torch.zeros(1, 3, 16, 16)).dense > 0
+
+
+def test_the_width_of_a_layer_that_returns_more_than_a_tensor_is_kept(generator: torch.Generator) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = Several(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.first(x)[0].relu()).relu().mean((2, 3)))
+
+    model = Net()
+    groups = found(model, generator)
+    assert [s.name for s in groups.sets] == ["second"]
+    assert {u.name: u.reason for u in groups.unprunable}["first"] == "'first' returns more than a tensor"
+    assert flops(model, groups, torch.zeros(1, 3, 16, 16)).dense > 0
+
+
+def test_a_search_without_time_left_names_it_and_ends(generator: torch.Generator) -> None:
+    told: list[int] = []
+    with pytest.raises(NoGroupsError, match=r"the search for widths takes more than 0 s of processor time"):
+        find_groups(
+            Around(conv(16, 16)),
+            torch.zeros(1, 3, 16, 16),
+            generator,
+            seconds=0.0,
+            on_progress=lambda widths, seconds: told.append(widths),
+        )
+    assert told == [0] * len(told) != []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_that_a_norm_of_two_values_enlarges_is_no_defect(seed: int) -> None:
+    """resnet18 at 16 pixels: its last layers see one position, and so two values per channel in training."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = find_groups(torchvision.models.resnet18(), torch.zeros(1, 3, 16, 16), generator)
+    assert [(width.name, width.reason) for width in groups.unprunable] == [("fc", "it is the network's output")]

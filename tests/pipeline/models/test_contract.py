@@ -230,3 +230,40 @@ def test_the_number_of_classes_of_a_factory_is_that_of_the_data(factories: Calla
     name = factories("def net(n_classes):\n    return nn.Linear(3, n_classes)\n")
     with pytest.raises(ModelError, match="--model-args n_classes would not count"):
         build_model(name, 4, {"n_classes": 5})
+
+
+class Averaged(nn.Module):
+    """Trains one network, and evaluates a copy with averaged weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.average = network(), network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.online if self.training else self.average)(images)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_evaluates_other_layers_than_it_trains_is_refused() -> None:
+    with pytest.raises(ModelError) as caught:
+        require_trainable(Averaged(), "model 'net.py:net'", EXAMPLE, 4)
+    assert str(caught.value) == (
+        "model 'net.py:net' trains other layers ('online.0') than it evaluates ('average.0'): give the network alone, "
+        "without its copy of averaged weights"
+    )
+
+
+class Holder(nn.Module):
+    """Holds a network, and does not say how to run it, as averages of weights in libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = network()
+
+
+def test_averages_and_holders_are_taken_off() -> None:
+    notes: list[str] = []
+    core = network()
+    averaged = torch.optim.swa_utils.AveragedModel(core)
+    assert isinstance(unwrapped(averaged, notes.append), nn.Sequential)
+    assert isinstance(unwrapped(Holder(), notes.append), nn.Sequential)
+    assert notes == ["taken off the network: AveragedModel", "taken off the network: Holder"]
