@@ -20,6 +20,7 @@ NO_TF32 = "NVIDIA_TF32_OVERRIDE"
 _ERRORS = 3  # ONNX Runtime's severities: 0 verbose, 1 information, 2 warning, 3 error, 4 fatal
 _FATAL = 4  # whatever stops a session is raised as well: its log would only say the same twice
 _MEMORY = {CUDA: "cuda", TENSORRT: "cuda"}  # where a provider's own tensors are, unless beside everything else
+_NUMBERS = {f"tensor({kind})" for kind in ("float", "float16", "double", "int8", "uint8", "int32", "int64")}
 _PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}  # whole float32, as everywhere else
 
 ort.set_default_logger_severity(_ERRORS)
@@ -138,7 +139,8 @@ def open_session(
 
     Raises:
         ProviderError: the provider is unknown here, or cannot run the whole model without help from the CPU.
-        SessionError: there is no such file, it is no ONNX model, or it has more than one input or output.
+        SessionError: there is no such file, it is no ONNX model, it has more than one input or output, or its output
+            is no tensor of numbers.
     """
     _require_listed(provider)
     source = model if isinstance(model, bytes) else _existing(model)
@@ -158,6 +160,8 @@ def open_session(
             f"{_name(model)} has {len(runtime.get_inputs())} inputs and {len(runtime.get_outputs())} outputs: "
             "an image classifier has one of each"
         )
+    if (given := runtime.get_outputs()[0].type) not in _NUMBERS:
+        raise SessionError(f"{_name(model)} gives a {given}: an image classifier gives numbers, a tensor(float)")
     return Session(runtime, runtime.get_inputs()[0].name, provider, threads, optimisation)
 
 

@@ -1,5 +1,6 @@
 """Any two ONNX models against each other on this machine: latency, load time, memory, size, and a verdict."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 IMAGES = 32  # random ones that the runs go through, or one batch if that is larger
+LARGEST_BATCH = 4096
 AA_SHARE = 0.25  # of the time, for the A/A test of the first model
 
 
@@ -86,6 +88,15 @@ class Bench:
         """What the verdict makes of the exit code; None for a pass."""
         kind = {"fail": GateFailed, "inconclusive": Inconclusive}.get(self.verdict_word)
         return kind(f"{self.verdict_word}: {self.verdict.reason}") if kind else None
+
+
+def sizes_of(batches: str) -> list[int]:
+    """Batch sizes as they are given on the command line, `1,8`; UsageError for anything else."""
+    sizes = batches.split(",")
+    if not all(re.fullmatch("[0-9]{1,4}", size) and 1 <= int(size) <= LARGEST_BATCH for size in sizes):
+        words = f"must be whole numbers from 1 to {LARGEST_BATCH} like 1,8,32"
+        raise UsageError(f"--batches is '{batches}', but {words}")
+    return [int(size) for size in sizes]
 
 
 def bench(

@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 from atopipe.pipeline.cli.options import (
+    SECONDS,
+    SPEEDUP,
     Given,
+    Number,
     Options,
     configuration_options,
     directory_options,
@@ -182,13 +185,13 @@ def doctor(as_json: bool) -> None:
 @click.option("--batches", default="1", metavar="N,N,...", help="Batch sizes (default 1); the verdict uses the first.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=Number(SECONDS),
     default=10.0,
     help="Measuring time per batch size (default 10).",
 )
 @click.option(
     "--min-speedup",
-    type=click.FloatRange(0, 1e6, min_open=True),
+    type=Number(SPEEDUP),
     default=1.0,
     metavar="TIMES",
     help="Required speed-up of the second model over the first (default 1).",
@@ -200,12 +203,9 @@ def bench(first: Path, second: Path, batches: str, as_json: bool, **how: Any) ->
     \b
     Example:  atopipe bench dense.onnx model.onnx --batches 1,8 --min-speedup 1.5
     """
-    from atopipe.pipeline.cli.bench import bench as measure
+    from atopipe.pipeline.cli import bench as timed
 
-    sizes = batches.split(",")
-    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
-        raise UsageError(f"--batches is '{batches}', but must be whole numbers like 1,8,32")
-    found = measure(first, second, batches=[int(size) for size in sizes], **how)
+    found = timed.bench(first, second, batches=timed.sizes_of(batches), **how)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
     if failure := found.failure():
         raise failure

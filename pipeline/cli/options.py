@@ -1,17 +1,41 @@
 """The options of the commands: what makes a configuration, what starts a run, what is shown, what must hold."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from atopipe.pipeline.config.settings import GATES, STARTING, TRAINING, VARIANTS, Setting
+from atopipe.pipeline.config.settings import GATES, STARTING, TRAINING, VARIANTS, Limits, Setting
 from atopipe.pipeline.data.load import source_names
+from atopipe.pipeline.system.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # adds options to a command
 Given = str | tuple[str, ...] | bool | None  # what an option came with; None where it was left out
+
+SECONDS, SPEEDUP = Limits(0, 3600, low_is_out=True), Limits(0, 10**6, low_is_out=True)
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """A number above the low limit, up to the high one; UsageError, which names the option, for nan, inf and others."""
+
+    name = "number"
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        high = math.inf if self.limits.high is None else self.limits.high
+        if not (self.limits.low < number <= high and math.isfinite(number)):
+            flag = param.opts[0] if param else "a value"
+            raise UsageError(f"{flag} is {value}, but must be a number {self.limits.words()}")
+        return number
 
 
 def configuration_options(command: Command) -> Command:

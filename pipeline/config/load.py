@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from atopipe.pipeline.config.messages import sentence, switched_numbers, unknown_keys
-from atopipe.pipeline.config.plain_yaml import RepeatedKeyError, argument_value, plain_yaml
+from atopipe.pipeline.config.plain_yaml import YamlValueError, argument_value, plain_yaml
 from atopipe.pipeline.config.schema import BASELINE, Config
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import nearest_or_all
@@ -52,16 +52,22 @@ def merged_config(raw: Mapping[str, object], values: Mapping[str, object]) -> Co
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, object]:
-    """`width=64` -> {"width": 64}: values as YAML reads them."""
+    """`width=64` -> {"width": 64}: values as Python has them."""
     arguments: dict[str, object] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--model-args is {pair}, but must be NAME=VALUE, e.g. '--model-args width=64'")
+        if not value.strip():
+            raise UsageError(f"--model-args {name} is empty: give a value, null or '{name}=\"\"'")
         if name in arguments:
             raise UsageError(f"--model-args gives {name} twice, as {arguments[name]} and as {value}: leave one out")
         try:
             arguments[name] = argument_value(value)
+        except YamlValueError as error:
+            raise UsageError(
+                f"--model-args {name} has {error.what}: write it in another way, or as text: '{name}=\"{value}\"'"
+            ) from None
         except (yaml.YAMLError, ValueError, RecursionError):
             raise UsageError(
                 f"--model-args is {pair}, whose value is not valid YAML: close its brackets and quotes, or put it "
@@ -118,8 +124,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         if file.exists() and not file.is_file():  # a pipe would be waited for, a folder has no lines
             raise UsageError(f"configuration file '{file}' is not a file: give a YAML file")
         raw = plain_yaml(file.read_text(encoding="utf-8"))
-    except RepeatedKeyError as error:
-        raise UsageError(f"configuration file '{file}' has {error}: leave one out") from None
+    except YamlValueError as error:
+        raise UsageError(f"configuration file '{file}' has {error.what}: {error.remedy}") from None
     except OSError as error:
         raise UsageError(f"configuration file '{file}' cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of characters, dates and numbers

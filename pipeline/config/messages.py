@@ -8,6 +8,13 @@ from pydantic_core import ErrorDetails
 
 from atopipe.pipeline.config.settings import FLAGS, SETTINGS, TARGETS
 
+PLAIN = {  # pydantic's words
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid tuple": "a list of names",
+}
+
 
 def unknown_keys(raw: Mapping[str, object], schema: type, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
     """Keys of `raw` that `schema` lacks, with those it has, sections included.
@@ -89,5 +96,5 @@ def _allowed(path: str, error: ErrorDetails) -> str:
     if error["type"] in ("model_type", "dataclass_type"):
         return "a name, or a section of 'key: value' lines"
     expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
-    plain = expected.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
+    plain = PLAIN.get(expected, expected)
     return (SETTINGS[path].allowed() if path in SETTINGS else "") or plain

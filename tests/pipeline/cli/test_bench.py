@@ -1,6 +1,7 @@
 """Two ONNX files against each other: figures, verdict, exit code, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from torch import nn
 
 from atopipe.export.onnx import export_onnx
 from atopipe.pipeline.cli.main import main
+from atopipe.validate import footprint
 
 
 def network(width: int, size: int = 32) -> nn.Module:
@@ -85,9 +87,74 @@ def test_what_cannot_be_compared_is_told(
     assert captured.err.count("\n") == 1
 
 
-def test_batches_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "a", "b", "--batches", "1,x"]) == 2
-    assert capsys.readouterr().err == "atopipe: --batches is '1,x', but must be whole numbers like 1,8,32\n"
+@pytest.mark.parametrize(
+    "batches", ["1,x", "", "0", "-1", "1,", "5000", "9" * 5000, "1.5", "\u0661"], ids=lambda b: b[:5]
+)
+def test_batches_are_whole_numbers(batches: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "a", "b", f"--batches={batches}"]) == 2
+    remedy = "but must be whole numbers from 1 to 4096 like 1,8,32"
+    assert capsys.readouterr().err == f"atopipe: --batches is '{batches}', {remedy}\n"
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--min-speedup"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "0", "1e400", "", "fast", "NaN"])
+def test_numbers_are_finite_and_within_their_limits(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "a", "b", f"{option}={value}"]) == 2
+    most = {"--seconds": "3600", "--min-speedup": "1000000"}[option]
+    assert capsys.readouterr().err == f"atopipe: {option} is {value}, but must be a number above 0 and at most {most}\n"
+
+
+def changed(models: Path, name: str, change: Callable[[onnx.GraphProto], None]) -> str:
+    """The path of narrow.onnx with another graph."""
+    model = onnx.load_model(models / "narrow.onnx")
+    change(model.graph)
+    onnx.save_model(model, models / f"{name}.onnx")
+    return str(models / f"{name}.onnx")
+
+
+def as_text(graph: onnx.GraphProto) -> None:
+    (output,) = graph.output
+    graph.node.append(onnx.helper.make_node("Cast", [output.name], ["text"], to=onnx.TensorProto.STRING))
+    output.CopyFrom(onnx.helper.make_tensor_value_info("text", onnx.TensorProto.STRING, ["batch", 4]))
+
+
+def endless(graph: onnx.GraphProto) -> None:
+    """A loop after the logits, which goes on for ever."""
+    (output,) = graph.output
+    true = onnx.helper.make_tensor("true", onnx.TensorProto.BOOL, [], [True])
+    values = [
+        onnx.helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("number", onnx.TensorProto.INT64, []),
+            ("going", onnx.TensorProto.BOOL, []),
+            ("before", onnx.TensorProto.FLOAT, None),
+            ("on", onnx.TensorProto.BOOL, []),
+            ("after", onnx.TensorProto.FLOAT, None),
+        )
+    ]
+    steps = [onnx.helper.make_node("Identity", [a], [b]) for a, b in (("going", "on"), ("before", "after"))]
+    body = onnx.helper.make_graph(steps, "body", values[:3], values[3:])
+    graph.initializer.append(true)
+    graph.node.append(onnx.helper.make_node("Loop", ["", "true", output.name], ["last"], body=body))
+    output.CopyFrom(onnx.helper.make_tensor_value_info("last", onnx.TensorProto.FLOAT, ["batch", 4]))
+
+
+def test_a_model_that_gives_text_is_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = changed(models, "text_output", as_text)
+    assert main(["bench", path, path, "--seconds", "0.1"]) == 6
+    words = f"'{path}' gives a tensor(string): an image classifier gives numbers, a tensor(float)"
+    assert capsys.readouterr().err == f"atopipe: {words}\n"
+
+
+def test_a_model_that_never_ends_is_stopped(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = changed(models, "endless", endless)
+    monkeypatch.setattr(footprint, "SECONDS", 6)
+    assert main(["bench", path, path, "--seconds", "0.1"]) == 6
+    assert capsys.readouterr().err == f"atopipe: '{path}' did not process one image within 6 s\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is usable here")

@@ -1,7 +1,10 @@
 """The configuration: precedence, round trip, and one sentence for everything that is wrong with it."""
 
+import math
 import os
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import yaml
 
 from atopipe.ato.recipe import ControllerSettings, PhaseSettings, WeightSettings
 from atopipe.pipeline.config.load import load_config, parse_arguments, parse_config, recipe_names
+from atopipe.pipeline.config.messages import _is_number, _sections
 from atopipe.pipeline.config.schema import Config
+from atopipe.pipeline.config.settings import FLAGS
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.system.errors import UsageError
 
@@ -190,7 +195,113 @@ def test_the_configuration_cannot_be_changed() -> None:
         config.seed = 1  # type: ignore[misc]
 
 
-NO_YAML = ("width=[1", "width={a", "width='x", "width=2024-99-99", "width=!!python/object:os.system")
+NO_YAML = ("width=[1", "width={a", "width='x", 'width="a" b')
+
+
+AMBIGUOUS = {  # what YAML 1.1 makes of it
+    "010": "8",
+    "00": "0",
+    "0x10": "16",
+    "0b11": "3",
+    "1_000": "1000",
+    "1_0.5": "10.5",
+    "1:30": "90",
+    "1:30:00": "5400",
+    "12:34.5": "754.5",
+    "yes": "true",
+    "No": "false",
+    "on": "true",
+    "OFF": "false",
+    "2024-01-01": "a date",
+    "2024-99-99": "a date",
+    "2024-01-01 10:00:00": "a date",
+}
+
+
+@pytest.mark.parametrize(("text", "read"), AMBIGUOUS.items())
+def test_a_value_that_yaml_reads_as_something_else_is_refused(text: str, read: str, tmp_path: Path) -> None:
+    words = f"has the value {text}, which YAML reads as {read}: write it in another way, or as text"
+    with pytest.raises(UsageError) as caught:
+        parse_arguments([f"width={text}"])
+    assert str(caught.value) == f"--model-args width {words}: 'width=\"{text}\"'"
+    file = tmp_path / "run.yaml"
+    for line in (f"seed: {text}", f"model: {{name: resnet18, args: {{width: {text}}}}}", f"!!str a: {text}"):
+        file.write_text(f"target_flops: 0.3\n{line}\n")
+        with pytest.raises(UsageError) as caught:
+            load_config(file)
+        told = words.replace(f"value {text}", f"value {text} (line 2)")
+        assert str(caught.value) == f"configuration file '{file}' {told}: '{text}'"
+
+
+AS_WRITTEN = {
+    "64": 64,
+    "-5": -5,
+    "+5": 5,
+    "0": 0,
+    "1e3": 1000.0,
+    "1E-3": 0.001,
+    ".5": 0.5,
+    "5.": 5.0,
+    "1.5e3": 1500.0,
+    "true": True,
+    "False": False,
+    "None": None,
+    "null": None,
+    "~": None,
+    "08": "08",
+    "nan": "nan",
+    "=": "=",
+    "relu": "relu",
+    "'010'": "010",
+    '"no"': "no",
+}
+
+
+@pytest.mark.parametrize(("text", "value"), AS_WRITTEN.items())
+def test_values_are_what_they_look_like(text: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"target_flops: 0.3\nmodel: {{name: resnet18, args: {{width: {text}}}}}\n")
+    for found in (parse_arguments([f"width={text}"])["width"], load_config(file).model.args["width"]):
+        assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["#fff", "a #b", "&a b", "!!int 010", "*a", "a: b", "- a", "%a", "@a"])
+def test_an_argument_is_all_of_what_was_typed(text: str) -> None:
+    assert parse_arguments([f"width={text}"]) == {"width": text}
+
+
+@pytest.mark.parametrize("pair", ["width=", "width=  "])
+def test_an_empty_argument_is_refused(pair: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_arguments([pair])
+    assert str(caught.value) == "--model-args width is empty: give a value, null or 'width=\"\"'"
+
+
+def numbers(schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings that are numbers."""
+    for name, section in _sections(schema).items():
+        if section is not None:
+            yield from numbers(section, f"{prefix}{name}.")
+        elif _is_number(typing.get_type_hints(schema)[name]):
+            yield f"{prefix}{name}"
+
+
+NUMBERS = sorted(numbers(Config))
+
+
+def test_all_numbers_are_found() -> None:
+    some = {"seed", "gates.min_speedup", "validation.latency_s", "recipe.epochs", "recipe.weights.learning_rate"}
+    assert some < set(NUMBERS)
+    assert len(NUMBERS) > 40
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", math.nan, math.inf, -math.inf])
+def test_every_number_is_finite(name: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(None, {**GIVEN, name: value})
+    words = f"{FLAGS.get(name, name)} is {value}, but must be "
+    assert str(caught.value).startswith(words)
 
 
 @pytest.mark.parametrize("pair", NO_YAML)
