@@ -1,13 +1,14 @@
 """What a source answered: recorded when a network is trained, so that another answer later is noticed; what is odd."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
 from torch import Tensor
 
-from atopipe.pipeline.data.checks import sample_of
+from atopipe.pipeline.data.checks import as_seen, sample_of
 from atopipe.pipeline.data.dataset import Data, Split
 from atopipe.pipeline.data.overlap import overlap
 from atopipe.pipeline.data.preprocessing import CHUNK
@@ -59,10 +60,15 @@ def remarks(data: Data) -> list[str]:
 
 
 def _remarks(data: Data) -> Iterator[str]:
-    both, looked_at = overlap(data)
-    if both:
-        yield f"{both:,} of {looked_at:,} validation images are training images too: accuracy is overestimated"
+    found = overlap(data)
+    if found.shared:
+        counts = f"{found.shared:,} of {found.validation:,}"
+        yield f"{counts} validation images are training images too: accuracy is overestimated"
+    if found.contradicted:
+        counts = f"{found.contradicted:,} of {found.training:,}"
+        yield f"{counts} training images looked at are there under another label as well: correct their labels"
     yield from _absent(data)
+    yield from _alike(data.labels)
     if len(data.val) < FEW:
         images = f"{len(data.val):,} image{'s' if len(data.val) > 1 else ''}"
         yield f"validation has only {images}: accuracy is known to {98 / sqrt(len(data.val)):.0f} points at best"
@@ -76,6 +82,18 @@ def _remarks(data: Data) -> Iterator[str]:
     blank = int((pixels.amax(1) == pixels.amin(1)).sum())
     if blank:
         yield f"{blank:,} of {len(pixels):,} training images looked at are of a single colour"
+
+
+def _alike(names: Sequence[str]) -> Iterator[str]:
+    """Class names that differ only by case, or by forms of the same letters."""
+    spelt: dict[str, list[str]] = {}
+    for name in names:
+        spelt.setdefault(unicodedata.normalize("NFKC", as_seen(name)).casefold(), []).append(name)
+    several = [" and ".join(alike) for alike in spelt.values() if len(alike) > 1]
+    if several:
+        more = f", and {len(several) - NAMED:,} more," if len(several) > NAMED else ""
+        shown = f"classes {', '.join(several[:NAMED])}{more}"
+        yield f"{shown} differ by the case or form of letters only: are they the same?"
 
 
 def _absent(data: Data) -> Iterator[str]:

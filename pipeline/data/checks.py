@@ -15,7 +15,21 @@ from atopipe.pipeline.system.text import reason
 
 CHANNELS = 3
 SAMPLE = 64  # images of each part that are looked at
-JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of names and of emoji
+SPELLING = "\u200c\u200d\ufe0e\ufe0f"  # joiners and selectors: invisible, but part of spelling and of emoji
+BLANK = "\u2800\U0001d159"  # symbols that show nothing
+HIDDEN_KINDS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+IGNORABLE = (  # beside those of these kinds; DerivedCoreProperties.txt of Unicode 16
+    (0x034F, 0x034F),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x2060, 0x206F),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFF8),
+    (0xE0000, 0xE0FFF),
+)
 
 
 def checked(who: str, data: Data) -> Data:
@@ -40,20 +54,33 @@ def check_class_names(who: str, names: tuple[str, ...]) -> None:
         raise DataError(f"{who} has the class names {list(names)}: a classifier needs two or more")
     seen: set[str] = set()
     for name in names:
-        invisible = next(_invisible(name), None)
-        if invisible is not None or not name.strip():
-            what = f"the invisible character U+{ord(invisible):04X}" if invisible else "nothing to read"
+        hidden = next(_hidden(name), None)
+        seen_as = as_seen(name)
+        if hidden is not None or not seen_as:
+            what = f"the invisible character U+{ord(hidden):04X}" if hidden else "nothing to read"
             raise DataError(f"{who} has the class name {name!a} with {what}: rename the class")
-        composed = " ".join(unicodedata.normalize("NFC", name).split())  # nobody sees how wide a space is
-        if composed in seen:
-            raise DataError(f"{who} has two classes named {composed!r}: give each a different name")
-        seen.add(composed)
+        if seen_as in seen:
+            raise DataError(f"{who} has two classes named {seen_as!r}: give each a different name")
+        seen.add(seen_as)
 
 
-def _invisible(name: str) -> Iterator[str]:
-    """Characters that break or turn a line, or have no place in UTF-8: controls, formats, separators, surrogates."""
-    kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    return (character for character in name if unicodedata.category(character) in kinds and character not in JOINERS)
+def as_seen(name: str) -> str:
+    """The name in one spelling of its letters, without what nobody sees: how wide a space is, joiners, selectors."""
+    shown = "".join(" " if c in BLANK else c for c in name if c not in SPELLING)
+    return " ".join(unicodedata.normalize("NFC", shown).split())
+
+
+def _hidden(name: str) -> Iterator[str]:
+    """Characters that break or turn a line, show nothing, or have no place in UTF-8 or XML.
+
+    Controls, formats, separators, surrogates, Unicode's Default_Ignorable_Code_Point, and noncharacters.
+    """
+    for character in name:
+        code, kind = ord(character), unicodedata.category(character)
+        ignorable = any(first <= code <= last for first, last in IGNORABLE)
+        nonsense = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+        if (kind in HIDDEN_KINDS or ignorable or nonsense) and character not in SPELLING:
+            yield character
 
 
 def _check_preprocessing(who: str, data: Data) -> None:

@@ -1,9 +1,11 @@
-"""Images that are in both parts of a data set, found by digests of their pixels or files."""
+"""Images that are in a data set more often than once, found by digests of their pixels or files."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,40 +15,79 @@ from torch import Tensor
 from atopipe.pipeline.data.augment import center_crop
 from atopipe.pipeline.data.dataset import Data
 from atopipe.pipeline.data.preprocessing import CHUNK, Size
-from atopipe.pipeline.data.stores import InMemory, OnDisk
+from atopipe.pipeline.data.stores import ImageStore, InMemory, OnDisk
 from atopipe.pipeline.system.files import sha256_bytes, sha256_file
 from atopipe.pipeline.system.machine import available_processors
 
-LOOKED_AT = 2000  # validation images at most, evenly spread
+LOOKED_AT = 2000  # images of each part at most, evenly spread
 Digest = Callable[[int], str]
 
 
-def overlap(data: Data) -> tuple[int, int]:
-    """How many validation images are training images as well, and how many were looked at.
+class Overlap(NamedTuple):
+    """`shared` of `validation` images that were looked at are training images as well.
+
+    `contradicted` of `training` images that were looked at are in the training set under another label as well.
+    """
+
+    shared: int
+    validation: int
+    contradicted: int
+    training: int
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """For each image a key [N] that equal images share, which takes little time, and its digest."""
+
+    keys: NDArray[np.int64]
+    digest: Digest
+
+
+def overlap(data: Data) -> Overlap:
+    """Images that are in the data set more often than once.
 
     Only images with the same sum of pixels, or files of the same size, are read for their digests. A store of another
     kind is not looked at.
     """
-    train, val = data.train.images, data.val.images
-    chosen = np.linspace(0, len(data.val) - 1, min(LOOKED_AT, len(data.val))).round().astype(np.int64)
-    if isinstance(train, InMemory) and isinstance(val, InMemory):
-        size = data.preprocessing.size
-        keys = [_sums(store.pixels, size) for store in (train, val)]
-        digests: list[Digest] = [partial(_digest, store.pixels, size) for store in (train, val)]
-    elif isinstance(train, OnDisk) and isinstance(val, OnDisk):
-        keys = [_sizes(store.paths) for store in (train, val)]
-        digests = [partial(_digest_of_file, store.paths) for store in (train, val)]
-    else:
-        return 0, 0
-    return _common(keys[0], keys[1][chosen], digests[0], lambda index: digests[1](int(chosen[index]))), len(chosen)
+    train, val = (_pictures(split.images, data.preprocessing.size) for split in (data.train, data.val))
+    if train is None or val is None:
+        return Overlap(0, 0, 0, 0)
+    of_val, of_train = _some(len(data.val)), _some(len(data.train))
+    shared = _common(train, val, of_val)
+    return Overlap(shared, len(of_val), _contradicted(train, data.train.labels.numpy(), of_train), len(of_train))
 
 
-def _common(train: NDArray[np.int64], val: NDArray[np.int64], of_train: Digest, of_val: Digest) -> int:
-    """How many of the validation images have a key and a digest that a training image has."""
-    twins = np.intersect1d(train, val)
+def _some(count: int) -> NDArray[np.int64]:
+    return np.linspace(0, count - 1, min(LOOKED_AT, count)).round().astype(np.int64)
+
+
+def _pictures(store: ImageStore, size: Size) -> _Pictures | None:
+    if isinstance(store, InMemory):
+        return _Pictures(_sums(store.pixels, size), partial(_digest, store.pixels, size))
+    if isinstance(store, OnDisk):
+        return _Pictures(_sizes(store.paths), partial(_digest_of_file, store.paths))
+    return None
+
+
+def _common(train: _Pictures, val: _Pictures, chosen: NDArray[np.int64]) -> int:
+    """How many of the chosen validation images have a key and a digest that a training image has."""
+    twins = np.intersect1d(train.keys, val.keys[chosen])
     with ThreadPoolExecutor(available_processors()) as pool:
-        seen = set(pool.map(of_train, np.flatnonzero(np.isin(train, twins)).tolist()))
-        return sum(digest in seen for digest in pool.map(of_val, np.flatnonzero(np.isin(val, twins)).tolist()))
+        seen = set(pool.map(train.digest, np.flatnonzero(np.isin(train.keys, twins)).tolist()))
+        return sum(digest in seen for digest in pool.map(val.digest, chosen[np.isin(val.keys[chosen], twins)].tolist()))
+
+
+def _contradicted(train: _Pictures, labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> int:
+    """How many of the chosen training images are there under another label as well."""
+    keys, counts = np.unique(train.keys, return_counts=True)
+    twins = np.intersect1d(keys[counts > 1], train.keys[chosen])
+    among = np.flatnonzero(np.isin(train.keys, twins))
+    with ThreadPoolExecutor(available_processors()) as pool:
+        digests = dict(zip(among.tolist(), pool.map(train.digest, among.tolist()), strict=True))
+    named: dict[str, set[int]] = {}
+    for index, digest in digests.items():
+        named.setdefault(digest, set()).add(int(labels[index]))
+    return sum(len(named[digests[index]]) > 1 for index in chosen.tolist() if index in digests)
 
 
 def _sums(pixels: Tensor, size: Size) -> NDArray[np.int64]:

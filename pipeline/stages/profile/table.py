@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,7 +43,7 @@ class TimedFile(Part):
 class LatencyTable(Part):
     """What `probe.py` writes: of which pack, where, and the times of its networks in order."""
 
-    format: Literal[1]
+    format: Annotated[int, Field(ge=1, le=1)]  # Literal[1] would take true as well
     pack: str
     runtime: str
     processor: str
@@ -75,7 +75,8 @@ def read_table(file: str) -> LatencyTable:
 def check_table(table: LatencyTable, pack: Mapping[str, Any], deployment: DeploymentSettings, name: str) -> None:
     """UsageError unless the table is of this pack, its networks in order, and of the deployment that is asked for."""
     files = [network.file for network in table.networks]
-    if table.pack != pack["digest"] or files != [network["file"] for network in pack["networks"]]:
+    of_pack = (pack["digest"], pack["input"], [network["file"] for network in pack["networks"]])
+    if (table.pack, table.input, files) != of_pack:
         raise UsageError(
             f"--latency-table '{name}' is of another network, input or version: make the pack again with "
             "'atopipe profile', and time it on the device"

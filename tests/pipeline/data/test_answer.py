@@ -1,5 +1,6 @@
 """What a source answered: another answer is noticed, and what makes figures doubtful is counted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,8 @@ def test_one_pixel_of_thousands_of_images_is_noticed() -> None:
 def test_images_in_both_parts_are_counted() -> None:
     train, val = noise(100), noise(80, 1)
     val[:30] = train[40:70]
-    assert overlap(made(train, val)) == (30, 80)
-    assert overlap(made(train, noise(80, 1))) == (0, 80)
+    assert overlap(made(train, val))[:2] == (30, 80)
+    assert overlap(made(train, noise(80, 1))) == (0, 80, 0, 100)
     words = "30 of 80 validation images are training images too: accuracy is overestimated"
     assert remarks(made(train, val)) == [words]
 
@@ -93,11 +94,35 @@ def test_files_in_both_parts_are_counted_from_memory_and_from_disk(
     )
     if on_disk:
         monkeypatch.setattr(image_folder, "available_memory", lambda: 0)
-    assert overlap(load_data(source, seed=0)) == (2, 6)
+    assert overlap(load_data(source, seed=0)) == (2, 6, 0, 8)
 
 
 def test_images_with_the_same_sum_are_told_apart() -> None:
-    assert overlap(made(noise(10), noise(10)[:, :, ::-1].copy())) == (0, 10)
+    assert overlap(made(noise(10), noise(10)[:, :, ::-1].copy())) == (0, 10, 0, 10)
+
+
+def test_training_images_under_two_labels_are_counted() -> None:
+    """Labels go 0, 1, 0, 1: image 21 is image 0 under the other label, image 22 is image 2 under the same one."""
+    train = noise(60)
+    train[21], train[22], train[23] = train[0], train[2], train[0]
+    assert overlap(made(train, noise(60, 1)))[2:] == (3, 60)
+    words = "3 of 60 training images looked at are there under another label as well: correct their labels"
+    assert remarks(made(train, noise(60, 1))) == [words]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_files_under_two_labels_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool) -> None:
+    images = noise(12)
+    parts = {"train/a": images[:4], "train/b": images[2:8], "val/a": images[8:10], "val/b": images[10:]}
+    if on_disk:
+        monkeypatch.setattr(image_folder, "available_memory", lambda: 0)
+    assert overlap(load_data(folder(tmp_path, parts), seed=0)) == (0, 4, 4, 10)
+
+
+def test_of_many_training_images_some_are_looked_at() -> None:
+    train = noise(4002)
+    train[1::2] = train[::2]  # each image under both labels
+    assert overlap(made(train, noise(60, 1)))[2:] == (2000, 2000)
 
 
 def test_classes_without_images_and_few_images_are_told() -> None:
@@ -112,7 +137,7 @@ def test_classes_without_images_and_few_images_are_told() -> None:
 
 def test_images_of_a_single_colour_are_counted() -> None:
     train = noise(20)
-    train[5:8] = 200
+    train[5], train[6], train[7] = 200, 201, 202
     assert remarks(made(train, noise(60, 1))) == ["3 of 20 training images looked at are of a single colour"]
 
 
@@ -128,3 +153,10 @@ def test_an_answer_is_of_the_pixels_whatever_their_layout() -> None:
         first.train.images, "pixels", torch.from_numpy(noise(20).transpose(0, 2, 3, 1).copy()).permute(0, 3, 1, 2)
     )
     assert answer(first) == answer(made(noise(20), noise(60, 1)))
+
+
+def test_class_names_that_differ_by_case_or_form_only_are_told() -> None:
+    classes = ("Cat", "cat", "dog", "\uff24og")
+    data = replace(made(noise(20), noise(60, 1), classes="abcd", labels=(0, 1, 2, 3)), labels=classes)
+    words = "classes Cat and cat, dog and \uff24og differ by the case or form of letters only: are they the same?"
+    assert remarks(data) == [words]

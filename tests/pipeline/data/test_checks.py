@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from atopipe.pipeline.data.answer import remarks
+from atopipe.pipeline.data.checks import check_class_names
 from atopipe.pipeline.data.dataset import Data, Split
 from atopipe.pipeline.data.load import load_data
 from atopipe.pipeline.data.preprocessing import Preprocessing
@@ -122,3 +123,45 @@ def test_images_that_use_little_of_the_range_are_told(brightest: int) -> None:
     dark = Split(InMemory((noise(20) > 127).to(torch.uint8) * brightest), torch.arange(20) % 2, USUAL)
     (found,) = remarks(data(train=dark))
     assert found.startswith(f"no pixel of 20 training images looked at is brighter than {brightest} of 255: ")
+
+
+UNSEEN = (0x200B, 0xAD, 0x34F, 0x61C, 0x115F, 0x180E, 0x2060, 0x3164, 0xFEFF, 0xFE00, 0xFFA0, 0xE0041, 0xE0100, 0x1D173)
+BROKEN_TEXT = (0xFFFE, 0xFDD0, 0x2028, 0x7F, 0xD800)
+
+
+@pytest.mark.parametrize("character", [*map(chr, (*UNSEEN, *BROKEN_TEXT))], ids=ascii)
+def test_class_names_with_what_nobody_sees_are_refused(character: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_class_names("data 'own'", ("cat", f"d{character}og"))
+    code = f"U+{ord(character):04X}"
+    name = f"d{character}og"
+    expected = f"data 'own' has the class name {name!a} with the invisible character {code}: rename the class"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u2800", "\u3000\u2800", "\u200d", "\U0001d159"], ids=ascii)
+def test_class_names_that_show_nothing_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match="with nothing to read: rename the class"):
+        check_class_names("data 'own'", ("cat", name))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("cat", "cat\ufe0f"),
+        ("cat", "ca\u200dt"),
+        ("a cat", "a\u2800cat"),
+        ("\u212b", "\u00c5"),
+    ],
+    ids=ascii,
+)
+def test_names_that_look_the_same_are_one(one: str, other: str) -> None:
+    with pytest.raises(DataError, match="two classes named"):
+        check_class_names("data 'own'", (one, other))
+
+
+def test_names_of_all_scripts_stay_as_they_are() -> None:
+    check_class_names(
+        "it", ("\u2764\ufe0f", "\U0001f468\u200d\U0001f680", "\u0646\u0645\u06cc\u200c\u062e", "\ud55c\uad6d", "A", "a")
+    )

@@ -158,6 +158,7 @@ def test_a_table_that_is_not_there_names_what_writes_it(tmp_path: Path) -> None:
         "[" * 100_000,
         json.dumps([TABLE]),
         json.dumps({**TABLE, "format": 2}),
+        json.dumps({**TABLE, "format": True}),
         json.dumps({name: value for name, value in TABLE.items() if name != "networks"}),
         json.dumps({**TABLE, "networks": [{"file": "000.onnx", "ms": "fast", "layers": {}, "rest": 0}]}),
         json.dumps({**TABLE, "networks": [None]}),
@@ -170,7 +171,7 @@ def test_a_table_that_is_not_there_names_what_writes_it(tmp_path: Path) -> None:
         json.dumps(TABLE).replace("0.5", "1" * 400),
         "\0" * 40,
     ],
-    ids=[f"case {number}" for number in range(15)],
+    ids=[f"case {number}" for number in range(16)],
 )
 def test_a_damaged_table_is_one_sentence(content: str, tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
@@ -186,13 +187,15 @@ def test_a_damaged_table_is_one_sentence(content: str, tmp_path: Path) -> None:
         ({"digest": "1" * 64, "networks": [NETWORK]}, {}, "is of another network, input or version"),
         ({"digest": "0" * 64, "networks": [NETWORK, NETWORK]}, {}, "is of another network, input or version"),
         ({"digest": "0" * 64, "networks": [{"file": "001.onnx"}]}, {}, "is of another network, input or version"),
+        ({"input": [3, 64, 64]}, {}, "is of another network, input or version"),
         ({"digest": "0" * 64, "networks": [NETWORK]}, {"threads": 2}, "was made with CPUExecutionProvider, 1 threads"),
         ({"digest": "0" * 64, "networks": [NETWORK]}, {"batch": 8}, "was made with CPUExecutionProvider, 1 threads"),
         ({"digest": "0" * 64, "networks": [NETWORK]}, {"provider": "cuda"}, "was made with CPUExecutionProvider"),
     ],
-    ids=["digest", "number", "order", "threads", "batch", "provider"],
+    ids=["digest", "number", "order", "input", "threads", "batch", "provider"],
 )
 def test_a_table_of_something_else_is_refused(pack, deployment, words: str) -> None:  # type: ignore[no-untyped-def]
+    pack = {"digest": "0" * 64, "input": [3, 32, 32], "networks": [NETWORK], **pack}
     with pytest.raises(UsageError, match=f"--latency-table 't' {words}"):
         check_table(LatencyTable.model_validate(TABLE), pack, DeploymentSettings(**deployment), "t")
 
