@@ -12,7 +12,9 @@ from typing import Any
 
 from atopipe.pipeline.config.settings import COST_NAMES
 
-WIDTH = 860
+WIDTH, NARROW = 860, 350  # px; the latter for telephones
+EPOCH_PITCH = 26  # px that the number of an epoch needs
+TRAINING = "Accuracy and costs per epoch"
 TICKS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000)
 CHARACTER = 7.3  # width to reserve per character of 12 px, in px
 
@@ -71,28 +73,46 @@ def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
     `history`: the records of history.json, in order; the keys epoch, phase, val_accuracy and kept are read.
     Raises ValueError when there is no epoch.
     """
+    frame = Frame(left=52, top=44, width=WIDTH - 52 - 150, height=270)
+    parts = [*_plot(frame, history), *_end_labels(frame, _series(history))]
+    return _svg(parts, height=372, title=TRAINING, description=_outcome(history))
+
+
+def narrow_training_chart(history: Sequence[Mapping[str, Any]]) -> str:
+    """The same for a narrow screen: what its lines are stands below."""
+    frame = Frame(left=50, top=44, width=NARROW - 50 - 12, height=230)
+    series = _series(history)
+    parts = [*_plot(frame, history), *_labels_below(frame, series)]
+    return _svg(parts, width=NARROW, height=330 + 22 * len(series), title=TRAINING, description=_outcome(history))
+
+
+def _series(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
     if not history:
         raise ValueError("there is no epoch to draw")
-    frame = Frame(left=52, top=44, width=WIDTH - 52 - 150, height=270)
-    series = (
+    return (
         Series("validation accuracy", [record["val_accuracy"] for record in history], "first"),
         *(
             Series(f"{COST_NAMES[cost]} kept", [_kept(record)[cost] for record in history], colour)
             for cost, colour in zip(_kept(history[-1]), ("second", "third"), strict=False)
         ),
     )
-    parts = [
-        *_bands(frame, [record["phase"] for record in history]),
-        *_grid(frame),
-        *_epoch_axis(frame, [record["epoch"] for record in history]),
-        *(part for line in series for part in _curve(frame, line, [record["epoch"] for record in history])),
-        *_end_labels(frame, series),
-    ]
+
+
+def _plot(frame: Frame, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    epochs = [record["epoch"] for record in history]
+    yield from _bands(frame, [record["phase"] for record in history])
+    yield from _grid(frame)
+    yield from _epoch_axis(frame, epochs)
+    for line in _series(history):
+        yield from _curve(frame, line, epochs)
+
+
+def _outcome(history: Sequence[Mapping[str, Any]]) -> str:
+    """The last epoch in words, for who cannot see the picture."""
     last = history[-1]
-    summary = f"{len(history)} epochs; at the end {_percent(last['val_accuracy'])} validation accuracy" + "".join(
+    return f"{len(history)} epochs; at the end {_percent(last['val_accuracy'])} validation accuracy" + "".join(
         f", {_percent(fraction)} of the {COST_NAMES[cost]} kept" for cost, fraction in _kept(last).items()
     )
-    return _svg(parts, height=372, title="Accuracy and costs per epoch", description=summary)
 
 
 def _kept(record: Mapping[str, Any]) -> Mapping[str, float]:
@@ -143,7 +163,8 @@ def _grid(frame: Frame) -> Iterator[str]:
 
 
 def _epoch_axis(frame: Frame, epochs: Sequence[int]) -> Iterator[str]:
-    step = next((tick for tick in TICKS if len(epochs) / tick <= 12), TICKS[-1])
+    room = min(12, frame.width / EPOCH_PITCH)
+    step = next((tick for tick in TICKS if len(epochs) / tick <= room), TICKS[-1])
     for position, epoch in enumerate(epochs):
         if epoch % step == 0:
             yield _text(_centre(frame, position, len(epochs)), frame.y(0) + 20, str(epoch), "faint middle")
@@ -168,6 +189,13 @@ def _end_labels(frame: Frame, series: Sequence[Series]) -> Iterator[str]:
     for line, y in zip(series, heights, strict=True):
         yield _text(frame.x(1) + 8, y + 1, _percent(line.values[-1]), f"{line.colour} value")
         yield _text(frame.x(1) + 8, y + 17, line.name, line.colour)
+
+
+def _labels_below(frame: Frame, series: Sequence[Series]) -> Iterator[str]:
+    """Name and last value of every line, one below the other."""
+    for number, line in enumerate(series):
+        words = f"{line.name}: {_percent(line.values[-1])}"
+        yield _text(frame.left, frame.y(0) + 68 + 22 * number, words, line.colour)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -218,13 +246,13 @@ def _rectangle(x: float, y: float, width: float, height: float, colour: str, too
     return f"{shape}><title>{escape(tooltip)}</title></rect>" if tooltip else f"{shape}/>"
 
 
-def _svg(parts: Iterable[str], *, height: float, title: str, description: str) -> str:
+def _svg(parts: Iterable[str], *, width: int = WIDTH, height: float, title: str, description: str) -> str:
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="atopipe-chart" role="img" viewBox="0 0 {WIDTH} {height:g}" '
-        f'width="{WIDTH}" height="{height:g}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="atopipe-chart" role="img" viewBox="0 0 {width} {height:g}" '
+        f'width="{width}" height="{height:g}">'
     )
     about = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
-    paper = f'<rect class="paper" width="{WIDTH}" height="{height:g}" rx="8"/>'
+    paper = f'<rect class="paper" width="{width}" height="{height:g}" rx="8"/>'
     return "\n".join([head, about, f"<style>{_style()}</style>", paper, *parts, "</svg>\n"])
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atopipe.pipeline.config.settings import COST_NAMES
-from atopipe.pipeline.report.charts import training_chart, width_chart
+from atopipe.pipeline.report.answers import CLASSES_SHOWN, class_rows, confusion, examples, read_answers
+from atopipe.pipeline.report.charts import narrow_training_chart, training_chart, width_chart
 from atopipe.pipeline.report.results import verdict_of
 from atopipe.pipeline.report.summary import Summary, gate_title
 from atopipe.pipeline.rundir.directory import RunDirectory
@@ -65,6 +66,7 @@ def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> st
         latency=_latency_bars(metrics),
         metrics=metrics,
         images=_images(run),
+        **_answers(run),
         charts=_charts(run),
         layers=_layers(run),
         uncounted=_uncounted(run),
@@ -76,6 +78,22 @@ def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> st
         environment=_environment(run, results),
         command=shlex.join(["atopipe", "run", "--config", "config.yaml"]),
     )
+
+
+def _answers(run: RunDirectory) -> dict[str, Any]:
+    """Classes, confusions and pictures, where stage validate kept the answers."""
+    answers = read_answers(run)
+    if answers is None:
+        return {"classes": [], "matrix": None, "examples": []}
+    names = run.stages.artifact("bundle", "bundle/labels.txt").read_text(encoding="utf-8").splitlines()
+    small = len(names) <= CLASSES_SHOWN
+    return {
+        "classes": class_rows(answers, names),
+        "classes_shown": CLASSES_SHOWN,
+        "names": names,
+        "matrix": confusion(answers, len(names)).tolist() if small else None,
+        "examples": examples(run, answers, names),
+    }
 
 
 def _models(run: RunDirectory, results: Sequence[Result]) -> dict[str, str]:
@@ -146,12 +164,17 @@ def _charts(run: RunDirectory) -> dict[str, str]:
     names = sorted(masks, key=_natural)
     before, after = [len(masks[name]) for name in names], [int(masks[name].sum()) for name in names]
     charts = {
-        "training": training_chart(_read(run, "train", "history.json")),
+        **_training_charts(run, "train", "training"),
         "widths": width_chart(before, after, names),
     }
     if run.config.baseline:
-        charts["dense"] = training_chart(_read(run, "baseline", "history.json"))
+        charts |= _training_charts(run, "baseline", "dense")
     return {name: Markup(chart) for name, chart in charts.items()}  # noqa: S704
+
+
+def _training_charts(run: RunDirectory, stage: str, name: str) -> dict[str, str]:
+    history = _read(run, stage, "history.json")
+    return {name: training_chart(history), f"narrow_{name}": narrow_training_chart(history)}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -91,6 +91,15 @@ class Summary:
     data: tuple[str, ...] = ()  # what makes the figures doubtful, a line each
     variants: tuple[VariantRow, ...] = ()  # where there are others than fp32
 
+    @property
+    def decision(self) -> str:
+        """Whether the model may be used, for who reads nothing else."""
+        failed = [verdict.name for verdict in self.verdicts if verdict.outcome == "fail"]
+        unclear = [verdict.name for verdict in self.verdicts if verdict.outcome == "inconclusive"]
+        if failed:
+            return f"REJECTED, do not use: failed {', '.join(failed)}"
+        return f"not accepted yet, undecided: {', '.join(unclear)}" if unclear else "accepted: every gate passed"
+
     def notes(self) -> tuple[str, ...]:
         """The lines below the table."""
         return tuple(map(printable, (*(f"variant {v.sentence()}" for v in self.variants), *self._facts())))
@@ -113,6 +122,8 @@ class Summary:
     def as_markdown(self) -> str:
         lines = [
             f"# {in_markdown(self.title)}",
+            "",
+            f"**{self.decision}**",
             "",
             f"**{self.cost}**",
             "",

@@ -16,6 +16,7 @@ STARTING_WEIGHTS = "starting_weights.json"  # of stage train: key, file, digest 
 SEARCH, SEARCHED = "search", "search.safetensors"  # a stage that runs of other targets share, and what it leaves
 GROUPS = "groups.json"  # of stages train and search: what may be pruned
 DATA = "data.json"  # of stage train: what the source of the images answered, and what is odd about it
+ANSWERS, EXAMPLES = "answers.safetensors", "examples.safetensors"  # of stage validate: see `save_answers`
 EXECUTION = "execution.json"  # of stages that train: the device, and how the network was run on it
 
 

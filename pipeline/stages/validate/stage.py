@@ -1,8 +1,8 @@
 """Judge what export wrote: the same function, as accurate, within the budget, and how fast, in ONNX Runtime.
 
 Leaves gates.json, one verdict per gate, parity.json, one entry per comparison, flips.json, how many images changed
-their answer on the way, and, where variants were made, variants.json, what becomes of each. A failed gate is a valid
-result: the stage is complete all the same.
+their answer on the way, answers.safetensors and examples.safetensors, what was answered, and, where variants were made,
+variants.json, what becomes of each. A failed gate is a valid result: the stage is complete all the same.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from atopipe.pipeline.engine.networks import accuracy_of, load_dense, load_shrun
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.models.inference import as_function
 from atopipe.pipeline.rundir.layout import MODEL
+from atopipe.pipeline.stages.validate.answers import save_answers
 from atopipe.pipeline.stages.validate.gates import (
     Findings,
     annotated,
@@ -94,6 +95,7 @@ def _measure(context: Context) -> Findings:
     latency, variants = timed(context, variants, images)
     because = _inconclusive_because(context, latency, delivered, images)
     variants = [judged(variant, config.gates.max_variant_drop, because) for variant in variants]
+    save_answers(context, accuracies)
     return Findings(parity, parting, accuracies, changed, variants, latency, majority_gate(answers, labels), because)
 
 

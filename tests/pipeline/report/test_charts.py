@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atopipe.pipeline.report.charts import training_chart, width_chart
+from atopipe.pipeline.report.charts import narrow_training_chart, training_chart, width_chart
 
 PHASES = ("dense",) * 3 + ("search",) * 8 + ("decay",) * 3 + ("small",) * 10
 HISTORY: list[dict[str, Any]] = [
@@ -23,7 +23,11 @@ HISTORY: list[dict[str, Any]] = [
 ]
 NAMES = ["conv1", "layer1.0.conv1", "layer2.0.conv1"]
 BEFORE, AFTER = [64, 128, 512], [56, 32, 512]
-CHARTS = {"training": training_chart(HISTORY), "widths": width_chart(BEFORE, AFTER, NAMES)}
+CHARTS = {
+    "training": training_chart(HISTORY),
+    "widths": width_chart(BEFORE, AFTER, NAMES),
+    "narrow": narrow_training_chart(HISTORY),
+}
 
 
 def elements(svg: str, tag: str, colour: str = "") -> list[ET.Element]:
@@ -147,6 +151,21 @@ def test_names_are_escaped() -> None:
     assert name in words(width_chart([4], [2], [name]))
     history = [{**HISTORY[0], "phase": name}]
     assert name in words(training_chart(history))
+
+
+@pytest.mark.parametrize("epochs", [3, 24, 300])
+def test_the_narrow_chart_shows_every_epoch_and_says_its_lines_below(epochs: int) -> None:
+    history = [{**HISTORY[0], "epoch": epoch} for epoch in range(1, epochs + 1)]
+    svg = narrow_training_chart(history)
+    assert number(elements(svg, "rect", "paper")[0], "width") <= 360
+    assert len(elements(svg, "circle", "first")) == epochs
+    numbers = [number(text, "x") for text in elements(svg, "text", "middle") if (text.text or "").isdigit()]
+    assert all(right - left >= 24 for left, right in itertools.pairwise(numbers))
+    assert [text for text in words(svg) if ": " in text] == [
+        f"validation accuracy: {100 * HISTORY[0]['val_accuracy']:.1f} %",
+        "FLOPs kept: 93.3 %",
+        "parameters kept: 93.3 %",
+    ]
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

@@ -103,6 +103,7 @@ def test_each_stage_leaves_its_files_and_nothing_partial(work: Path) -> None:
             for name in ("model.onnx", "dense.onnx", "layers.json", "structure.json", "result.json")
         ),
         *(f"stages/validate/{name}" for name in ("gates.json", "parity.json", "flips.json", "result.json")),
+        *(f"stages/validate/{name}" for name in ("answers.safetensors", "examples.safetensors")),
         *(f"bundle/{name}" for name in BUNDLE),
         *(f"stages/bundle/bundle/{name}" for name in BUNDLE),
         *("bundle.zip", "stages/bundle/bundle.zip", "stages/bundle/result.json"),

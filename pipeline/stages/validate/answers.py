@@ -1,0 +1,51 @@
+"""What the networks answer, image by image, and pictures of some images that they answer differently, or wrongly."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.models.inference import save_tensors
+from atopipe.pipeline.rundir.layout import ANSWERS, EXAMPLES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from atopipe.validate.accuracy import Accuracy
+
+SHOWN = 12
+SIDE = 96  # pixels of the longer side of a picture in the report
+
+
+def save_answers(context: Context, accuracies: "Mapping[str, Accuracy]") -> None:
+    """Writes `ANSWERS`, int32 [N] each of labels, onnx and, with a baseline, dense; and `EXAMPLES`.
+
+    The latter: `index` int32 [n] of images that dense and ONNX answer differently, or without a baseline that ONNX
+    answers wrongly, spread over the set; `pixels` uint8 [n, 3, h, w] of them, as the network sees them.
+    """
+    import torch
+
+    named = {name: accuracies[name].predictions for name in ("dense", "onnx") if name in accuracies}
+    labels = context.workspace.data.val.labels
+    answers = {"labels": labels, **{name: torch.from_numpy(found) for name, found in named.items()}}
+    save_tensors(context.folder / ANSWERS, {name: found.to(torch.int32) for name, found in answers.items()})
+    telling = (answers["onnx"] != answers.get("dense", labels)).nonzero().flatten()
+    chosen = telling[torch.linspace(0, len(telling) - 1, min(SHOWN, len(telling))).round().long()]
+    save_tensors(context.folder / EXAMPLES, {"index": chosen.to(torch.int32), "pixels": _pictures(context, chosen)})
+
+
+def _pictures(context: Context, chosen: "torch.Tensor") -> "Tensor":
+    """The validation images `chosen` [n] without their normalisation, none of their sides longer than SIDE."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    data = context.workspace.data
+    height, width = data.preprocessing.size
+    shrink = min(1.0, SIDE / max(height, width))
+    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+    if len(chosen) == 0:
+        return torch.zeros(0, 3, *size, dtype=torch.uint8)
+    images, _ = next(iter(data.val.take(chosen).batches(len(chosen), device="cpu")))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.preprocessing.mean, data.preprocessing.std))
+    small = interpolate(images * std + mean, size, mode="bilinear", antialias=True)
+    return small.mul(255).round().clamp(0, 255).to(torch.uint8)
