@@ -6,10 +6,8 @@ resnet18 trains for an epoch each on images that the script makes: 2,000 of 32x3
 files of a photograph's size that are decoded to 224x224. `waiting_share` is the part of the step's time in which the
 training waits for its images. The seconds until the first batch come once per epoch and are stated apart.
 
-From memory, a step waits for less than 3 % of its time. From disk it does not do so well where the training runs on
-the same processors as the decoding: a photograph takes some 5 ms of one, which the training lacks, and the random crops
-of a batch, which are resampled where the training runs, are what it waits for. Beside a GPU the processors have nothing
-else to do, and training waits only where they decode fewer images per second than it takes.
+`images_per_s` is what the loader alone gives, without training: the limit beside a GPU, which leaves the processors
+to it.
 """
 
 import tempfile
@@ -28,10 +26,13 @@ from torch import Tensor
 from atopipe.ato.execution import PRECISIONS, Execution, best_memory_format
 from atopipe.ato.training.dense import DenseTrainer
 from atopipe.pipeline.config.load import load_config
-from atopipe.pipeline.data.augment import usual_augmentation
+from atopipe.pipeline.data.augment import Augmentation, usual_augmentation
 from atopipe.pipeline.data.dataset import Batches, Split
+from atopipe.pipeline.data.photographs.encoded import EncodedFiles
+from atopipe.pipeline.data.photographs.store import Photographs
+from atopipe.pipeline.data.photographs.windows import RandomWindows
 from atopipe.pipeline.data.preprocessing import Preprocessing, Size, resize_for
-from atopipe.pipeline.data.stores import ImageStore, InMemory, OnDisk
+from atopipe.pipeline.data.stores import ImageStore, InMemory
 from atopipe.pipeline.models.build import build_model
 
 CLASSES = 10
@@ -51,16 +52,16 @@ class Clock:
         self.wall += time.perf_counter()
 
 
-def split_of(store: ImageStore, count: int, size: Size) -> Split:
+def split_of(store: ImageStore, count: int, size: Size, augmentation: Augmentation | RandomWindows) -> Split:
     """`count` images of that size, with labels in turn and the augmentation that training gives them."""
     preprocessing = Preprocessing(size, resize_for(size), (0.5,) * 3, (0.25,) * 3)
-    return Split(store, torch.arange(count) % CLASSES, preprocessing, usual_augmentation(size))
+    return Split(store, torch.arange(count) % CLASSES, preprocessing, augmentation)
 
 
 def in_memory(count: int, side: int) -> Split:
     """Noise: what memory gives out does not depend on what it shows."""
     pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
-    return split_of(InMemory(pixels), count, (side, side))
+    return split_of(InMemory(pixels), count, (side, side), usual_augmentation((side, side)))
 
 
 def on_disk(folder: Path, count: int, side: int) -> Split:
@@ -71,7 +72,7 @@ def on_disk(folder: Path, count: int, side: int) -> Split:
         coarse = Image.fromarray(numbers.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(PHOTOGRAPH)
         fine = numbers.normal(0, 12, (*reversed(PHOTOGRAPH), 3))
         Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8)).save(path, quality=85)
-    return split_of(OnDisk(paths, resize_for(size), resize_for(size)), count, size)
+    return split_of(Photographs(EncodedFiles(paths), resize_for(size), size), count, size, RandomWindows(size))
 
 
 def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> dict[str, float]:
@@ -92,6 +93,14 @@ def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> di
         "step_s": (loading.wall + training.wall) / len(batches),
         "first_batch_s": first.wall,
     }
+
+
+def rate(batches: Batches, device: torch.device) -> float:
+    """Images per second of an epoch that nobody trains with."""
+    start = time.perf_counter()
+    count = sum(len(labels) for _, labels in batches)
+    finish(device)
+    return count / (time.perf_counter() - start)
 
 
 def finish(device: torch.device) -> None:
@@ -122,7 +131,8 @@ def main(batch_size: int, threads: int) -> None:
         for name, make in kinds.items():
             split = make()
             batches = split.batches(batch_size, device=device, generator=torch.Generator().manual_seed(0))
-            row = measure(new_trainer(split.preprocessing.size[0], device), batches, device)
+            alone = {"images_per_s": rate(batches, device)}
+            row = alone | measure(new_trainer(split.preprocessing.size[0], device), batches, device)
             append("loader", {"images": name, "batch_size": batch_size, "threads": threads, **row, **environment()})
             print(f"{name:<6}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
             shares[name] = f"{row['waiting_share']:.1%}"

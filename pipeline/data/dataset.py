@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from atopipe.pipeline.data.augment import Augmentation, center_crop, unchanged
+from atopipe.pipeline.data.photographs.windows import RandomWindows
 from atopipe.pipeline.data.preprocessing import Preprocessing
-from atopipe.pipeline.data.stores import ImageStore, Subset
+from atopipe.pipeline.data.stores import ImageStore, Subset, WholePictures
 from atopipe.pipeline.system.errors import DataError
 
 APART = 2**20  # between the seeds of two processes: more than an epoch has batches; the CPU takes 32 bits of a seed
@@ -46,12 +47,12 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, their labels int64 [N], and the augmentation that suits them."""
+    """Images, their labels int64 [N], and the augmentation that suits them; windows need a store of whole pictures."""
 
     images: ImageStore
     labels: Tensor
     preprocessing: Preprocessing
-    augmentation: Augmentation = unchanged
+    augmentation: Augmentation | RandomWindows = unchanged
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +67,7 @@ class Split:
         *,
         device: torch.device | str,
         generator: torch.Generator | None = None,
-        augment: Augmentation | None = None,
+        augment: Augmentation | RandomWindows | None = None,
         share: Share = WHOLE,
     ) -> "SplitBatches":
         """Batches for training if a generator is given, for evaluation if not.
@@ -96,7 +97,7 @@ class SplitBatches:
     batch_size: int
     device: torch.device
     generator: torch.Generator | None
-    augment: Augmentation
+    augment: Augmentation | RandomWindows
     share: Share
 
     def __len__(self) -> int:
@@ -136,10 +137,21 @@ class SplitBatches:
         if not plan:
             return
         labels = torch.split(self.split.labels[torch.cat(plan)].to(self.device), [len(batch) for batch in plan])
-        normalise = self._normalisation()
-        for position, images in enumerate(self.split.images.read(plan, self.device)):
-            changed = images if seed is None else self.augment(images, self._noise(seed + done + position))
-            yield normalise(changed), labels[position]
+        normalise, store = self._normalisation(), self.split.images
+        pixels = store.read(plan, self.device) if seed is None else self._changed(plan, seed + done)
+        for position, images in enumerate(pixels):
+            yield normalise(images), labels[position]
+
+    def _changed(self, plan: list[Tensor], seed: int) -> Iterator[Tensor]:
+        """The images of a plan, augmented; those of its first batch by the numbers of `seed`."""
+        store, augment = self.split.images, self.augment
+        if not isinstance(augment, RandomWindows):
+            for position, images in enumerate(store.read(plan, self.device)):
+                yield augment(images, self._noise(seed + position))
+        elif isinstance(store, WholePictures):
+            yield from store.windows(plan, augment, lambda position: self._noise(seed + position), self.device)
+        else:
+            raise TypeError(f"{type(store).__name__} has no whole pictures")
 
     def _noise(self, seed: int) -> torch.Generator:
         """Each batch has its own random numbers, so that none depends on how many the batches before it drew."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,26 +20,27 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 def read_pixels(path: Path, resize: Size, crop: Size, interpolation: str = BILINEAR) -> Pixels:
     """`to_pixels` of a file; raises DataError where it cannot be read."""
-    with _reading(path) as image:
+    with opened(path, str(path)) as image:
         return to_pixels(image, resize, crop, interpolation)
 
 
 def read_size(path: Path) -> Size:
     """Height and width of the upright image; raises DataError where it cannot be read."""
-    with _reading(path) as image:
+    with opened(path, str(path)) as image:
         turned = upright(image)
         return turned.height, turned.width
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Image.Image]:
+def opened(file: Path | IO[bytes], name: str) -> Iterator[Image.Image]:
+    """The image in a file; while active, whatever goes wrong becomes a DataError that names it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             yield image
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise DataError(f"image '{path}' {_complaint(error)}, or remove it from the folder") from error
+        raise DataError(f"image '{name}' {_complaint(error)}, or remove it from the folder") from error
 
 
 def _complaint(error: Exception) -> str:

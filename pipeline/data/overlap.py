@@ -1,10 +1,9 @@
 """Images that are in a data set more often than once, found by digests of their pixels or files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from atopipe.pipeline.data.augment import center_crop
 from atopipe.pipeline.data.dataset import Data
+from atopipe.pipeline.data.photographs.store import Photographs
 from atopipe.pipeline.data.preprocessing import CHUNK, Size
-from atopipe.pipeline.data.stores import ImageStore, InMemory, OnDisk
-from atopipe.pipeline.system.files import sha256_bytes, sha256_file
+from atopipe.pipeline.data.stores import ImageStore, InMemory
+from atopipe.pipeline.system.files import sha256_bytes
 from atopipe.pipeline.system.machine import available_processors
 
 LOOKED_AT = 2000  # images of each part at most, evenly spread
@@ -46,10 +46,12 @@ class _Pictures:
 def overlap(data: Data) -> Overlap:
     """Images that are in the data set more often than once.
 
-    Only images with the same sum of pixels, or files of the same size, are read for their digests. A store of another
+    Only images with the same sum of pixels, or encoded in as many bytes, are read for their digests. A store of another
     kind is not looked at.
     """
-    train, val = (_pictures(split.images, data.preprocessing.size) for split in (data.train, data.val))
+    stores, size = (data.train.images, data.val.images), data.preprocessing.size
+    decoded = all(isinstance(store, InMemory) for store in stores)
+    train, val = (_pixels(store, size) if decoded else _encoded(store) for store in stores)
     if train is None or val is None:
         return Overlap(0, 0, 0, 0)
     of_val, of_train = _some(len(data.val)), _some(len(data.train))
@@ -61,12 +63,16 @@ def _some(count: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, min(LOOKED_AT, count)).round().astype(np.int64)
 
 
-def _pictures(store: ImageStore, size: Size) -> _Pictures | None:
-    if isinstance(store, InMemory):
-        return _Pictures(_sums(store.pixels, size), partial(_digest, store.pixels, size))
-    if isinstance(store, OnDisk):
-        return _Pictures(_sizes(store.paths), partial(_digest_of_file, store.paths))
-    return None
+def _pixels(store: ImageStore, size: Size) -> _Pictures | None:
+    if not isinstance(store, InMemory):
+        return None
+    return _Pictures(_sums(store.pixels, size), partial(_digest, store.pixels, size))
+
+
+def _encoded(store: ImageStore) -> _Pictures | None:
+    """Compared as they were encoded, where that is known."""
+    encoded = store.encoded if isinstance(store, Photographs | InMemory) else None
+    return None if encoded is None else _Pictures(encoded.sizes(), lambda index: sha256_bytes(encoded.read(index)))
 
 
 def _common(train: _Pictures, val: _Pictures, chosen: NDArray[np.int64]) -> int:
@@ -99,12 +105,3 @@ def _sums(pixels: Tensor, size: Size) -> NDArray[np.int64]:
 def _digest(pixels: Tensor, size: Size, index: int) -> str:
     image = center_crop(pixels[index : index + 1], size)
     return sha256_bytes(np.ascontiguousarray(image.numpy()).tobytes())
-
-
-def _digest_of_file(paths: Sequence[Path], index: int) -> str:
-    return sha256_file(paths[index])
-
-
-def _sizes(paths: Sequence[Path]) -> NDArray[np.int64]:
-    with ThreadPoolExecutor(available_processors()) as pool:
-        return np.fromiter(pool.map(lambda path: path.stat().st_size, paths), np.int64, len(paths))

@@ -1,21 +1,16 @@
-"""Where the images of a split are: in memory, or on disk and decoded ahead of their use."""
+"""Where the images of a split are: in memory here, encoded in `photographs`; some of them, wherever they are."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from atopipe.pipeline.data.decoding import read_pixels
-from atopipe.pipeline.data.preprocessing import BILINEAR, Pixels, Size
-from atopipe.pipeline.system.machine import available_processors
+from atopipe.pipeline.data.photographs.encoded import Encoded
+from atopipe.pipeline.data.photographs.windows import RandomWindows
 
-AHEAD = 2  # batches that are decoded while another one is used
+Noise = Callable[[int], torch.Generator]  # position in a plan -> the random numbers of that batch
 
 
 class ImageStore(Protocol):
@@ -30,15 +25,27 @@ class ImageStore(Protocol):
         ...
 
 
+@runtime_checkable
+class WholePictures(Protocol):
+    """A store that has more of its pictures than it gives by `read`."""
+
+    def windows(
+        self, plan: Sequence[Tensor], random: RandomWindows, noise: Noise, device: torch.device
+    ) -> Iterator[Tensor]:
+        """Random windows of the images in `plan`: uint8 [B, 3, *random.size] on the device."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Decoded images, uint8 [N, C, H, W], on any device."""
+    """Decoded images, uint8 [N, C, H, W], on any device; `encoded`: what they were decoded from, if it is known."""
 
     pixels: Tensor
+    encoded: Encoded | None = None
 
     def on(self, device: torch.device) -> "InMemory":
         """A copy on the device if it takes at most a quarter of what is free there; it lives as long as the result."""
-        return InMemory(self.pixels.to(device)) if _fits(self.pixels, device) else self
+        return InMemory(self.pixels.to(device), self.encoded) if _fits(self.pixels, device) else self
 
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """The images at those indices; see `ImageStore`."""
@@ -48,50 +55,6 @@ class InMemory:
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:
     return device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
-
-
-@dataclass(frozen=True, eq=False)
-class OnDisk:
-    """Image files, decoded by one thread for each processor, `AHEAD` batches before they are used.
-
-    Threads, because Pillow releases Python's lock while it decodes and scales. Worker processes would pass every batch
-    through /dev/shm, which is 64 MB in a container, and each could be killed or interrupted on its own.
-    """
-
-    paths: Sequence[Path]
-    resize: Size
-    crop: Size
-    interpolation: str = BILINEAR
-
-    def on(self, device: torch.device) -> "OnDisk":
-        """The files as they are."""
-        return self
-
-    def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        """The images at those indices; see `ImageStore`. Raises DataError for the first that cannot be read."""
-        pool = ThreadPoolExecutor(available_processors())
-        batches = (self._begin(pool, indices.tolist(), pinned=device.type == "cuda") for indices in plan)
-        try:
-            ahead = deque(islice(batches, AHEAD))
-            while ahead:
-                pixels, decoded = ahead.popleft()
-                for image in decoded:
-                    image.result()
-                ahead.extend(islice(batches, 1))
-                yield pixels.to(device, non_blocking=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _begin(
-        self, pool: ThreadPoolExecutor, indices: Sequence[int], *, pinned: bool
-    ) -> tuple[Tensor, list[Future[None]]]:
-        """A batch that fills itself: its pixels, and what has to end before they are all there."""
-        pixels = torch.empty((len(indices), 3, *self.crop), dtype=torch.uint8, pin_memory=pinned)
-        rows = pixels.numpy()
-        return pixels, [pool.submit(self._decode, index, row) for index, row in zip(indices, rows, strict=True)]
-
-    def _decode(self, index: int, row: Pixels) -> None:
-        row[:] = read_pixels(self.paths[index], self.resize, self.crop, self.interpolation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,3 +71,11 @@ class Subset:
     def read(self, plan: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """The images at those indices; see `ImageStore`."""
         return self.images.read([self.indices[positions] for positions in plan], device)
+
+    def windows(
+        self, plan: Sequence[Tensor], random: RandomWindows, noise: Noise, device: torch.device
+    ) -> Iterator[Tensor]:
+        """Random windows of the images at those indices; see `WholePictures`."""
+        if not isinstance(self.images, WholePictures):
+            raise TypeError(f"{type(self.images).__name__} has no whole pictures")
+        return self.images.windows([self.indices[positions] for positions in plan], random, noise, device)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.data.dataset import Split
+from atopipe.pipeline.data.photographs.encoded import EncodedFiles
+from atopipe.pipeline.data.photographs.store import Photographs
 from atopipe.pipeline.data.preprocessing import Preprocessing
-from atopipe.pipeline.data.stores import OnDisk
 
 ATOPIPE = f"{sys.executable} -m atopipe.pipeline"
 FULL_THEN_FREED = f"""
@@ -70,7 +71,7 @@ def test_reading_from_disk_starts_no_process_and_needs_no_shared_memory(tmp_path
     """Nothing that the memory killer or a signal to the group could end alone, nor a /dev/shm that could be full."""
     Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(tmp_path / "a.png")
     settings = Preprocessing((256, 256), (256, 256), (0.5,) * 3, (0.5,) * 3)
-    store = OnDisk([tmp_path / "a.png"] * 64, (256, 256), (256, 256))
+    store = Photographs(EncodedFiles([tmp_path / "a.png"] * 64), (256, 256), (256, 256))
     before, shared = set(psutil.Process().children(recursive=True)), set(Path("/dev/shm").glob("*"))  # noqa: S108
     batches = iter(Split(store, torch.zeros(64, dtype=torch.long), settings).batches(2, device="cpu"))
     next(batches)

@@ -13,7 +13,10 @@ from atopipe.pipeline.system.job import all_reduce_min
 from atopipe.pipeline.system.machine import available_memory
 
 if TYPE_CHECKING:
+    from atopipe.pipeline.data.augment import Augmentation
     from atopipe.pipeline.data.dataset import Data
+    from atopipe.pipeline.data.photographs.encoded import EncodedFiles
+    from atopipe.pipeline.data.photographs.windows import RandomWindows
     from atopipe.pipeline.data.preprocessing import Pixels, Preprocessing, Size
     from atopipe.pipeline.data.stores import ImageStore
 
@@ -23,30 +26,27 @@ STATISTICS_SAMPLE = 2048  # images whose mean and deviation stand for a set that
 
 
 def load(argument: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
-    """The folder's images: decoded once into memory where they fit, else read from disk in every epoch.
+    """The folder's images. Raises DataError.
 
-    Mean and deviation are those of the training images as they are scaled for training; raises DataError.
+    Small ones are decoded once where they fit in memory. Photographs are decoded when they are used, training ones by
+    random windows of the whole picture; validation images are kept decoded where they fit. Mean and deviation are
+    those of the training images as they are scaled for validation, of photographs of a sample.
     """
     import torch
 
-    from atopipe.pipeline.data.augment import unchanged, usual_augmentation
+    from atopipe.pipeline.data.augment import unchanged
     from atopipe.pipeline.data.dataset import Data, Split
-    from atopipe.pipeline.data.preprocessing import resize_for
+    from atopipe.pipeline.data.preprocessing import SMALL, resize_for
 
     root = Path(argument).expanduser()
     train, val = known_splits(root)
     size = (request.input_size, request.input_size) if request.input_size else _natural_size(train.paths)
-    scaling = Scaling(size, request.resize or resize_for(size), request.interpolation)
-    # Training images keep the margin of `resize`, from which random windows are cut.
-    crops = ((train, scaling.resize), (val, size))
-    fits = (
-        sum(len(split.paths) * 3 * crop[0] * crop[1] for split, crop in crops) <= all_reduce_min(available_memory()) / 4
-    )
-    images, preprocessing = (_in_memory if fits else _on_disk)(crops, scaling, on_progress)
-    augmentations = (usual_augmentation(size, request.least_crop), unchanged)
+    scaling = Scaling(size, request.resize or resize_for(size), request.interpolation, request.least_crop)
+    make = _small if max(size) <= SMALL else _photographs
+    images, preprocessing, augmentation = make(train, val, scaling, on_progress)
     splits = (
-        Split(store, torch.frombuffer(bytearray(files.labels), dtype=torch.int64), preprocessing, augmentation)
-        for store, files, augmentation in zip(images, (train, val), augmentations, strict=True)
+        Split(store, torch.frombuffer(bytearray(files.labels), dtype=torch.int64), preprocessing, augment)
+        for store, files, augment in zip(images, (train, val), (augmentation, unchanged), strict=True)
     )
     return Data("imagefolder", _description(root, train, val, size), train.classes, preprocessing, *splits)
 
@@ -69,11 +69,15 @@ def _description(root: Path, train: Files, val: Files, size: "Size") -> str:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a photograph becomes pixels: scaled by `interpolation` to cover `resize`, cut to `size`."""
+    """How a photograph becomes pixels: scaled by `interpolation` to cover `resize`, cut to `size`.
+
+    `least_crop`: the least share of its area that a random part of it has in training; None: as its size suggests.
+    """
 
     size: "Size"
     resize: "Size"
     interpolation: str
+    least_crop: float | None
 
     def with_statistics(self, pixels: "Pixels") -> "Preprocessing":
         """And normalised by the mean and deviation of these."""
@@ -83,26 +87,66 @@ class Scaling:
 
 
 Crops = tuple[tuple[Files, "Size"], ...]
-Loaded = tuple[list["ImageStore"], "Preprocessing"]
+Loaded = tuple[list["ImageStore"], "Preprocessing", "Augmentation | RandomWindows"]
 
 
-def _in_memory(crops: Crops, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
+def _small(train: Files, val: Files, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
+    from atopipe.pipeline.data.augment import usual_augmentation
+
+    # Training images keep the margin of `resize`, if there is one, from which random windows are cut.
+    crops = ((train, scaling.resize), (val, scaling.size))
+    augmentation = usual_augmentation(scaling.size, scaling.least_crop)
+    if _fit(crops):
+        decoded = _decode(crops, scaling, on_progress)
+        stores = [_kept(pixels, files) for pixels, (files, _) in zip(decoded, crops, strict=True)]
+        return stores, scaling.with_statistics(decoded[0]), augmentation
+    stores = [_encoded(files, scaling, crop) for files, crop in crops]
+    return stores, _sample_statistics(train, scaling, on_progress), augmentation
+
+
+def _photographs(train: Files, val: Files, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
+    from atopipe.pipeline.data.photographs.windows import LEAST_SHARE, RandomWindows
+
+    size, held_out = scaling.size, ((val, scaling.size),)
+    preprocessing = _sample_statistics(train, scaling, on_progress)
+    kept = [_kept(pixels, val) for pixels in _decode(held_out, scaling, on_progress)] if _fit(held_out) else []
+    stores = [_encoded(train, scaling, size), *(kept or [_encoded(val, scaling, size)])]
+    return stores, preprocessing, RandomWindows(size, (scaling.least_crop or LEAST_SHARE, 1.0))
+
+
+def _fit(crops: Crops) -> bool:
+    """Whether all these images take no more than a quarter of the memory that is free, in every process of the job."""
+    needed = sum(len(files.paths) * 3 * crop[0] * crop[1] for files, crop in crops)
+    return needed <= all_reduce_min(available_memory()) / 4
+
+
+def _kept(pixels: "Pixels", files: Files) -> "ImageStore":
     import torch
 
     from atopipe.pipeline.data.stores import InMemory
 
-    decoded = _decode(crops, scaling, on_progress)
-    return [InMemory(torch.from_numpy(pixels)) for pixels in decoded], scaling.with_statistics(decoded[0])
+    return InMemory(torch.from_numpy(pixels), _as_encoded(files))
 
 
-def _on_disk(crops: Crops, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
+def _encoded(files: Files, scaling: Scaling, crop: "Size") -> "ImageStore":
+    from atopipe.pipeline.data.photographs.store import Photographs
+
+    return Photographs(_as_encoded(files), scaling.resize, crop, scaling.interpolation)
+
+
+def _as_encoded(files: Files) -> "EncodedFiles":
+    import numpy as np
+
+    from atopipe.pipeline.data.photographs.encoded import EncodedFiles
+
+    return EncodedFiles(files.paths, np.frombuffer(files.paths.sizes, np.int64))
+
+
+def _sample_statistics(train: Files, scaling: Scaling, on_progress: OnProgress | None) -> "Preprocessing":
     from atopipe.pipeline.data.decoding import read_all
-    from atopipe.pipeline.data.stores import OnDisk
 
-    sample = _spread(crops[0][0].paths, STATISTICS_SAMPLE)
-    resize, how = scaling.resize, scaling.interpolation
-    statistics = read_all(sample, resize, resize, on_progress, how)
-    return [OnDisk(files.paths, resize, crop, how) for files, crop in crops], scaling.with_statistics(statistics)
+    sample, resize = _spread(train.paths, STATISTICS_SAMPLE), scaling.resize
+    return scaling.with_statistics(read_all(sample, resize, resize, on_progress, scaling.interpolation))
 
 
 def _decode(crops: Crops, scaling: Scaling, on_progress: OnProgress | None) -> "list[Pixels]":
