@@ -32,7 +32,7 @@ setup(
     package_data={
         "atopipe": ["py.typed"],
         **{f"atopipe.{folder}": ["py.typed"] for folder in FOLDERS},
-        "atopipe.pipeline": ["py.typed", "config/recipes/*.yaml", "report/report.html.j2"],
+        "atopipe.pipeline": ["py.typed", "config/recipes/*.yaml", "report/report.html.j2", "sweep/sweep.html.j2"],
     },
     install_requires=[
         "torch>=2.11",

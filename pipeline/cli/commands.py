@@ -1,7 +1,4 @@
-"""The commands: one per stage, `run` for all of them, `inspect` before any.
-
-Only click and the standard library are loaded here; a command imports what it needs when it is called.
-"""
+"""The commands. Only click and the standard library are loaded here; a command imports what it needs when called."""
 
 import json
 from pathlib import Path
@@ -22,6 +19,7 @@ from atopipe.pipeline.cli.options import (
     selection_options,
     variant_options,
 )
+from atopipe.pipeline.cli.sweep.commands import sweep
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import nearest_or_all
 
@@ -46,6 +44,9 @@ def cli() -> None:
     Exit codes: 0 every gate passed, 1 unexpected error, 2 usage, 3 a gate failed, 4 inconclusive, 5 environment or
     data missing, 6 export or parity failure, 130 interrupted.
     """
+
+
+cli.add_command(sweep)
 
 
 @cli.command()
@@ -125,10 +126,7 @@ def report(run_dir: Path, add: Path | None, **given: Given) -> None:
     """
     from atopipe.pipeline.cli.run import go_on, report_with
 
-    if add is None:
-        go_on(["report"], run_dir, given)
-    else:
-        report_with(add, run_dir, given)
+    report_with(add, run_dir, given) if add else go_on(["report"], run_dir, given)
 
 
 @cli.command()

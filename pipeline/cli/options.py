@@ -44,6 +44,11 @@ def configuration_options(command: Command) -> Command:
     return _added([file, *map(_option, TRAINING)], command)
 
 
+def starting_options(command: Command) -> Command:
+    """The options that only a run has that begins with training."""
+    return _added([*map(_option, STARTING)], command)
+
+
 def directory_options(command: Command) -> Command:
     """The options of commands that start a run directory."""
     options = [

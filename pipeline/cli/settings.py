@@ -67,6 +67,11 @@ def configuration(options: Mapping[str, Given], manifest: str | None = None) -> 
 
 def settings_of(options: Mapping[str, Given], manifest: str | None = None) -> Config:
     """Manifest or file, recipe, environment and command line, in this order."""
+    return merged_config(*given_settings(options, manifest))
+
+
+def given_settings(options: Mapping[str, Given], manifest: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What manifest or file hold, and what overrides it, by dotted names."""
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and value != ()}
     if "model_args" in given:
         given["model_args"] = parse_arguments(given["model_args"])
@@ -76,8 +81,8 @@ def settings_of(options: Mapping[str, Given], manifest: str | None = None) -> Co
     names = {flag[2:].replace("-", "_"): path for path, flag in FLAGS.items()}
     values = {names[name]: value for name, value in given.items()}
     if manifest:
-        return merged_config(read_manifest(Path(manifest))["config"], values)
-    return merged_config(read_yaml(Path(str(file))) if file else {}, values)
+        return read_manifest(Path(manifest))["config"], values
+    return read_yaml(Path(str(file))) if file else {}, values
 
 
 def parted(options: Mapping[str, Given]) -> tuple[RunOptions, dict[str, Given]]:

@@ -75,7 +75,7 @@ def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
     """
     frame = Frame(left=52, top=44, width=WIDTH - 52 - 150, height=270)
     parts = [*_plot(frame, history), *_end_labels(frame, _series(history))]
-    return _svg(parts, height=372, title=TRAINING, description=_outcome(history))
+    return svg(parts, height=372, title=TRAINING, description=_outcome(history))
 
 
 def narrow_training_chart(history: Sequence[Mapping[str, Any]]) -> str:
@@ -83,7 +83,7 @@ def narrow_training_chart(history: Sequence[Mapping[str, Any]]) -> str:
     frame = Frame(left=50, top=44, width=NARROW - 50 - 12, height=230)
     series = _series(history)
     parts = [*_plot(frame, history), *_labels_below(frame, series)]
-    return _svg(parts, width=NARROW, height=330 + 22 * len(series), title=TRAINING, description=_outcome(history))
+    return svg(parts, width=NARROW, height=330 + 22 * len(series), title=TRAINING, description=_outcome(history))
 
 
 def _series(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
@@ -134,7 +134,7 @@ def width_chart(widths_before: Sequence[int], widths_after: Sequence[int], names
     frame = Frame(left=label, top=top, width=WIDTH - label - 162, height=pitch * len(rows))
     parts = [*_width_heading(frame), *_width_bars(frame, rows, pitch)]
     kept, total = sum(widths_after), sum(widths_before)
-    return _svg(
+    return svg(
         parts,
         height=top + pitch * len(rows) + 16,
         title="Width of every group set",
@@ -149,9 +149,9 @@ def _bands(frame: Frame, phases: Sequence[str]) -> Iterator[str]:
         end = start + len(list(members))
         left, right = frame.x(start / len(phases)), frame.x(end / len(phases))
         shade = "band" if number % 2 else "paper"
-        yield _rectangle(left, frame.top - 26, right - left, frame.height + 26, shade, phase)
+        yield rectangle(left, frame.top - 26, right - left, frame.height + 26, shade, phase)
         if right - left > CHARACTER * len(phase):
-            yield _text((left + right) / 2, frame.top - 9, phase, "faint middle")
+            yield text((left + right) / 2, frame.top - 9, phase, "faint middle")
         start = end
 
 
@@ -159,7 +159,7 @@ def _grid(frame: Frame) -> Iterator[str]:
     for percent in (0, 25, 50, 75, 100):
         y = frame.y(percent / 100)
         yield f'<path class="grid" d="M{frame.left:.1f} {y:.1f}H{frame.x(1):.1f}"/>'
-        yield _text(frame.left - 8, y + 4, f"{percent} %", "faint end")
+        yield text(frame.left - 8, y + 4, f"{percent} %", "faint end")
 
 
 def _epoch_axis(frame: Frame, epochs: Sequence[int]) -> Iterator[str]:
@@ -167,8 +167,8 @@ def _epoch_axis(frame: Frame, epochs: Sequence[int]) -> Iterator[str]:
     step = next((tick for tick in TICKS if len(epochs) / tick <= room), TICKS[-1])
     for position, epoch in enumerate(epochs):
         if epoch % step == 0:
-            yield _text(_centre(frame, position, len(epochs)), frame.y(0) + 20, str(epoch), "faint middle")
-    yield _text(frame.x(0.5), frame.y(0) + 42, "epoch", "faint middle")
+            yield text(_centre(frame, position, len(epochs)), frame.y(0) + 20, str(epoch), "faint middle")
+    yield text(frame.x(0.5), frame.y(0) + 42, "epoch", "faint middle")
 
 
 def _curve(frame: Frame, series: Series, epochs: Sequence[int]) -> Iterator[str]:
@@ -187,15 +187,15 @@ def _end_labels(frame: Frame, series: Sequence[Series]) -> Iterator[str]:
     """Name and last value beside the end of every line, moved apart where lines end close together."""
     heights = _apart([frame.y(line.values[-1]) for line in series], gap=42)
     for line, y in zip(series, heights, strict=True):
-        yield _text(frame.x(1) + 8, y + 1, _percent(line.values[-1]), f"{line.colour} value")
-        yield _text(frame.x(1) + 8, y + 17, line.name, line.colour)
+        yield text(frame.x(1) + 8, y + 1, _percent(line.values[-1]), f"{line.colour} value")
+        yield text(frame.x(1) + 8, y + 17, line.name, line.colour)
 
 
 def _labels_below(frame: Frame, series: Sequence[Series]) -> Iterator[str]:
     """Name and last value of every line, one below the other."""
     for number, line in enumerate(series):
         words = f"{line.name}: {_percent(line.values[-1])}"
-        yield _text(frame.left, frame.y(0) + 68 + 22 * number, words, line.colour)
+        yield text(frame.left, frame.y(0) + 68 + 22 * number, words, line.colour)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -209,11 +209,11 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 def _width_heading(frame: Frame) -> Iterator[str]:
     y = frame.top - 20
-    yield _rectangle(frame.left, y - 9, 10, 10, "first")
-    yield _text(frame.left + 16, y, "kept", "ink")
-    yield _rectangle(frame.left + 66, y - 9, 10, 10, "rest")
-    yield _text(frame.left + 82, y, "removed", "ink")
-    yield _text(WIDTH - 14, y, "channels kept", "faint end")
+    yield rectangle(frame.left, y - 9, 10, 10, "first")
+    yield text(frame.left + 16, y, "kept", "ink")
+    yield rectangle(frame.left + 66, y - 9, 10, 10, "rest")
+    yield text(frame.left + 82, y, "removed", "ink")
+    yield text(WIDTH - 14, y, "channels kept", "faint end")
 
 
 def _width_bars(frame: Frame, rows: Iterable[tuple[str, int, int]], pitch: int) -> Iterator[str]:
@@ -222,11 +222,11 @@ def _width_bars(frame: Frame, rows: Iterable[tuple[str, int, int]], pitch: int) 
     for number, (name, before, after) in enumerate(rows):
         y = frame.top + number * pitch
         whole, kept = (frame.width * count / widest for count in (before, after))
-        yield _text(frame.left - 8, y + 11, name, "faint end")
-        yield _rectangle(frame.left, y + 1, whole, pitch - 6, "rest", f"{name}: {after:,} of {before:,} kept")
-        yield _rectangle(frame.left, y + 1, kept, pitch - 6, "first")
-        yield _text(frame.left + whole + 7, y + 11, f"{100 * after / before:.0f} %", "faint")
-        yield _text(WIDTH - 14, y + 11, f"{after:,} of {before:,}", "ink end")
+        yield text(frame.left - 8, y + 11, name, "faint end")
+        yield rectangle(frame.left, y + 1, whole, pitch - 6, "rest", f"{name}: {after:,} of {before:,} kept")
+        yield rectangle(frame.left, y + 1, kept, pitch - 6, "first")
+        yield text(frame.left + whole + 7, y + 11, f"{100 * after / before:.0f} %", "faint")
+        yield text(WIDTH - 14, y + 11, f"{after:,} of {before:,}", "ink end")
 
 
 def _centre(frame: Frame, position: int, count: int) -> float:
@@ -237,16 +237,19 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def _text(x: float, y: float, words: str, classes: str) -> str:
+def text(x: float, y: float, words: str, classes: str) -> str:
+    """Words at a place."""
     return f'<text class="{classes}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
 
 
-def _rectangle(x: float, y: float, width: float, height: float, colour: str, tooltip: str = "") -> str:
+def rectangle(x: float, y: float, width: float, height: float, colour: str, tooltip: str = "") -> str:
+    """A filled rectangle."""
     shape = f'<rect class="{colour}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     return f"{shape}><title>{escape(tooltip)}</title></rect>" if tooltip else f"{shape}/>"
 
 
-def _svg(parts: Iterable[str], *, width: int = WIDTH, height: float, title: str, description: str) -> str:
+def svg(parts: Iterable[str], *, width: int = WIDTH, height: float, title: str, description: str) -> str:
+    """A whole picture of these parts."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="atopipe-chart" role="img" viewBox="0 0 {width} {height:g}" '
         f'width="{width}" height="{height:g}">'

@@ -9,6 +9,7 @@ import yaml
 from atopipe.pipeline.config.load import parse_config, read_yaml
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.external_inputs import fingerprints
+from atopipe.pipeline.rundir.layout import INPUTS
 from atopipe.pipeline.rundir.lock import LOCK_FILES
 from atopipe.pipeline.rundir.record import RunRecord
 from atopipe.pipeline.rundir.store import StageStore
@@ -28,7 +29,7 @@ class RunDirectory:
 
     def __init__(self, root: Path, config: Config, look: Look = fingerprints) -> None:
         self.root, self.config = root, config
-        self.stages = StageStore(root, config, partial(look, config, root / "inputs.json"))
+        self.stages = StageStore(root, config, partial(look, config, root / INPUTS))
         self.record = RunRecord(root, config, self.stages)
 
     @classmethod

@@ -10,12 +10,12 @@ Event = Mapping[str, Any]
 NOT_MEASURED = frozenset({"time", "event", "stage", "epoch", "epochs", "phase"})  # of an epoch's record
 
 
-def read_events(path: Path) -> list[Event]:
+def read_events(path: Path, last_bytes: int | None = None) -> list[Event]:
     """The events in order, each with its stage, which an epoch's own line does not name.
 
-    Lines that a crash cut off, or that are none of ours, are left out.
+    Lines that a crash cut off, or that are none of ours, are left out. `last_bytes`: only what the end of the file has.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = _lines(path, last_bytes) if path.exists() else []
     events: list[Event] = []
     stage = ""
     for line in lines:
@@ -28,6 +28,13 @@ def read_events(path: Path) -> list[Event]:
         stage = event.get("stage", stage)
         events.append({**event, "stage": stage})
     return events
+
+
+def _lines(path: Path, last_bytes: int | None) -> list[str]:
+    with path.open("rb") as file:
+        if last_bytes is not None:
+            file.seek(max(0, path.stat().st_size - last_bytes))
+        return file.read().decode("utf-8", errors="replace").splitlines()
 
 
 def current(events: Iterable[Event]) -> list[Event]:

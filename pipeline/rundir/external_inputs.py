@@ -56,6 +56,17 @@ def fingerprints(config: Config, record: Path) -> dict[str, str]:
     return {name: look["content"] for name, look in found.items()}
 
 
+def lend_look(record: Path, borrower: Path, *, only_data: bool) -> None:
+    """Gives another run, which has no record yet, what `record` knows of all inputs or of the images alone.
+
+    So the images of a data set are read once for many runs: each compares names, sizes and times only.
+    """
+    known = {name: look for name, look in _known(record).items() if not only_data or name in OUTSIDE["data"]}
+    if known and not borrower.exists():
+        with suppress(OSError):
+            write_sealed(borrower, known)
+
+
 def libraries_of(config: Config, settings: Iterable[str]) -> list[str]:
     """The libraries behind the network and the images of a stage that depends on these settings."""
     network = ["timm"] if config.model.name.startswith("timm/") and "model" in settings else []

@@ -10,6 +10,7 @@ from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.system.files import sha256_json
 
 RESULT, MANIFEST = "result.json", "manifest.json"
+INPUTS = "inputs.json"  # what the last look at the user's code, weights and images saw
 DEVICES = "devices"  # what other machines measured
 MODEL, DENSE = "model.onnx", "dense.onnx"  # what is delivered, and what it is compared with
 STARTING_WEIGHTS = "starting_weights.json"  # of stage train: key, file, digest and licence

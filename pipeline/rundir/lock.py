@@ -68,3 +68,12 @@ def _is_gone(holder: dict[str, object]) -> bool:
 
 def _named(holder: dict[str, object]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
+
+
+def is_held(root: Path) -> bool:
+    """Whether a process works in the run in `root`, as far as the file beside the lock tells; the lock is left alone.
+
+    A process of another machine counts as one that is there.
+    """
+    holder = _holder(root)
+    return bool(holder) and not _is_gone(holder)

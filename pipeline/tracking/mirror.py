@@ -84,7 +84,7 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
     package is missing.
     """
     for name in names:
-        _require(name)
+        require_installed(name)
     mirrors = [Mirror(name, _tracker(name, run, force=force), say) for name in names]
     past = [] if force or not names else current(read_events(run.root / "events.jsonl"))
     for mirror in mirrors:
@@ -106,7 +106,8 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
             mirror.end(outcome, run.root)
 
 
-def _require(name: str) -> None:
+def require_installed(name: str) -> None:
+    """MissingError, with the line that installs it, where a tracker's package is missing."""
     missing = [module for module in NEEDS[name] if find_spec(module) is None]
     if missing:
         raise MissingError(f"--{name} needs the package '{missing[0]}': pip install 'atopipe[{name}]'")
