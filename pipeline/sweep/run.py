@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.lock import LOCK_FILES, locked
 from atopipe.pipeline.sweep.curve import Curve, curve_of
-from atopipe.pipeline.sweep.executor import Ended, Executor, Started
+from atopipe.pipeline.sweep.executors.interface import Ended, Executor, Started
 from atopipe.pipeline.sweep.plan import Member
 from atopipe.pipeline.sweep.progress import is_complete, metrics_of
 from atopipe.pipeline.sweep.reach import require_reachable

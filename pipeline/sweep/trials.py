@@ -10,7 +10,7 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.external_inputs import fingerprints, lend_look
 from atopipe.pipeline.rundir.layout import INPUTS
 from atopipe.pipeline.stages import stages_of
-from atopipe.pipeline.sweep.executor import Trial
+from atopipe.pipeline.sweep.executors.interface import Trial
 from atopipe.pipeline.sweep.plan import Member
 from atopipe.pipeline.system.errors import MissingError
 

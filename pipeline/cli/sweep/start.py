@@ -15,9 +15,9 @@ from atopipe.pipeline.config.load import merged_config, with_target
 from atopipe.pipeline.config.plain_yaml import argument_value
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.settings import TARGETS
-from atopipe.pipeline.sweep.executor import Executor
+from atopipe.pipeline.sweep.executors.interface import Executor
+from atopipe.pipeline.sweep.executors.pool import LocalPool, slots_of
 from atopipe.pipeline.sweep.plan import Axis, MakeConfig, Values, plan
-from atopipe.pipeline.sweep.pool import LocalPool, slots_of
 from atopipe.pipeline.sweep.report import as_text
 from atopipe.pipeline.sweep.run import Result, sweep, sweep_json
 from atopipe.pipeline.system.errors import AtopipeError, UsageError

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from atopipe.pipeline.rundir.lock import HOLDER
-from atopipe.pipeline.sweep.executor import Ended, Started, Trial
-from atopipe.pipeline.sweep.pool import LocalPool, slots_of
+from atopipe.pipeline.sweep.executors.interface import Ended, Started, Trial
+from atopipe.pipeline.sweep.executors.pool import LocalPool, slots_of
 from atopipe.pipeline.system.errors import Interrupted
 from atopipe.pipeline.system.files import write_json
 
@@ -133,8 +133,8 @@ def test_trials_are_asked_to_end_when_the_sweep_is_killed(tmp_path: Path) -> Non
     )
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from atopipe.pipeline.sweep.executor import Trial\n"
-        "from atopipe.pipeline.sweep.pool import LocalPool, slots_of\n"
+        "from atopipe.pipeline.sweep.executors.interface import Trial\n"
+        "from atopipe.pipeline.sweep.executors.pool import LocalPool, slots_of\n"
         f"trial = Trial('one', (sys.executable, '-c', {code!r}), Path('one'), Path('one.log'))\n"
         "LocalPool(slots_of(1, [0], [])).run([trial], lambda told: None)\n"
     )

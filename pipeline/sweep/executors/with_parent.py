@@ -1,4 +1,4 @@
-"""`python -m atopipe.pipeline.system.with_parent PID COMMAND...`: the command, asked to end when its parent dies.
+"""`python -m atopipe.pipeline.sweep.executors.with_parent PID COMMAND...`: the command, which ends with its parent.
 
 The kernel sends SIGTERM to the process when the parent PID is gone, so that a run whose scheduler was killed keeps a
 checkpoint and lets go of its directory. Only Linux has this (prctl(2), PR_SET_PDEATHSIG); elsewhere the command simply

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from atopipe.pipeline.rundir.lock import is_held
-from atopipe.pipeline.sweep.executor import ATTEMPTS, FINE, Ended, Started, Tell, Trial, not_started
+from atopipe.pipeline.sweep.executors.interface import ATTEMPTS, FINE, Ended, Started, Tell, Trial, not_started
 from atopipe.pipeline.system.errors import Interrupted
 from atopipe.pipeline.system.signals import StopRequest, ending, handled_by
 
@@ -81,7 +81,14 @@ class LocalPool:
         slot = self.free.pop(0)
         self.attempts[trial] = self.attempts.get(trial, 0) + 1
         trial.log.parent.mkdir(parents=True, exist_ok=True)
-        bound = (sys.executable, "-P", "-m", "atopipe.pipeline.system.with_parent", str(os.getpid()), *trial.command)
+        bound = (
+            sys.executable,
+            "-P",
+            "-m",
+            "atopipe.pipeline.sweep.executors.with_parent",
+            str(os.getpid()),
+            *trial.command,
+        )
         with trial.log.open("ab") as log, on_cores(slot.cores):
             process = subprocess.Popen(
                 bound, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(slot), start_new_session=True
