@@ -15,6 +15,7 @@ CPU_ONLY = "sys_platform not in 'linux win32' or platform_machine not in 'x86_64
 EXTRAS = {
     "timm": ["timm>=1.0.15"],
     "tensorboard": ["tensorboard>=2.16"],
+    "ray": ["ray>=2.44"],
     "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2", "alembic>=1.10"],
 }
 
@@ -32,7 +33,13 @@ setup(
     package_data={
         "atopipe": ["py.typed"],
         **{f"atopipe.{folder}": ["py.typed"] for folder in FOLDERS},
-        "atopipe.pipeline": ["py.typed", "config/recipes/*.yaml", "report/report.html.j2", "sweep/sweep.html.j2"],
+        "atopipe.pipeline": [
+            "py.typed",
+            "config/recipes/*.yaml",
+            "report/report.html.j2",
+            "sweep/sweep.html.j2",
+            "sweep/executors/array.sbatch",
+        ],
     },
     install_requires=[
         "torch>=2.11",

@@ -49,6 +49,7 @@ CONFINED = {
     "onnxscript": {"export/onnx.py"},
     "mlflow": {"pipeline/tracking/mlflow.py"},
     "torch.utils.tensorboard": {"pipeline/tracking/tensorboard.py"},
+    "ray": {"pipeline/sweep/executors/ray_core.py"},
     "pickle": set[str](),
 }
 HEAVY = (

@@ -33,13 +33,15 @@ def accuracy_chart(marks: Sequence[Mark], cost: str, shown: Callable[[float], st
         raise ValueError("there is no network to draw")
     frame = Frame(left=48, top=16, width=WIDTH - 48 - 22, height=HEIGHT - 16 - 46)
     right = 1.06 * max(mark.cost for mark in marks)
-    bottom, top = _ends(min(mark.low for mark in marks), max(mark.high for mark in marks))
+    low, high = min(mark.low for mark in marks), max(mark.high for mark in marks)
+    step = _step(max(high - low, 0.01))
+    bottom, top = max(0.0, math.floor(low / step) * step), min(1.0, math.ceil(high / step) * step)
 
     def place(cost: float, accuracy: float) -> tuple[float, float]:
         return frame.x(cost / right), frame.y((accuracy - bottom) / (top - bottom))
 
     parts = [
-        *_grid(frame, bottom, top),
+        *_grid(frame, bottom, top, step),
         *_costs(frame, right, cost, shown),
         _front([mark for mark in marks if mark.kind == "best"], place),
         *(part for mark in marks for part in _mark(mark, place, shown)),
@@ -50,23 +52,17 @@ def accuracy_chart(marks: Sequence[Mark], cost: str, shown: Callable[[float], st
     return svg(parts, height=HEIGHT, width=WIDTH, title=f"Accuracy against {cost}", description=about)
 
 
-def _ends(low: float, high: float) -> tuple[float, float]:
-    step = _step(max(high - low, 0.01))
-    return max(0.0, math.floor(low / step) * step), min(1.0, math.ceil(high / step) * step)
-
-
 def _step(span: float, parts: int = 5) -> float:
     """A round number of which some `parts` make the span."""
     size = 10.0 ** math.floor(math.log10(span / parts))
     return next(factor * size for factor in ROUND if factor * size * parts >= span)
 
 
-def _grid(frame: Frame, bottom: float, top: float) -> Iterator[str]:
-    step = _step(top - bottom)
-    for number in range(round((top - bottom) / step) + 1):
-        y = frame.y(min(number * step / (top - bottom), 1.0))
+def _grid(frame: Frame, bottom: float, top: float, step: float) -> Iterator[str]:
+    for number in range(math.floor((top - bottom) / step + 0.01) + 1):
+        y = frame.y(number * step / (top - bottom))
         yield f'<path class="grid" d="M{frame.left:.1f} {y:.1f}H{frame.x(1):.1f}"/>'
-        yield text(frame.left - 7, y + 4, f"{100 * min(bottom + number * step, top):.3g} %", "faint end")
+        yield text(frame.left - 7, y + 4, f"{100 * (bottom + number * step):.3g} %", "faint end")
 
 
 def _costs(frame: Frame, right: float, cost: str, shown: Callable[[float], str]) -> Iterator[str]:
@@ -95,11 +91,11 @@ def _mark(mark: Mark, place: Place, shown: Callable[[float], str]) -> Iterator[s
 
 
 def _names(marks: Sequence[Mark], place: Place) -> Iterator[str]:
-    """Beside every mark, on the side where there is more room."""
+    """Below every mark, on the side where there is more room: the line through them rises."""
     for mark in marks:
         x, y = place(mark.cost, mark.accuracy)
         is_right = x > 0.62 * WIDTH
-        yield text(x - 9 if is_right else x + 9, y + 4, mark.name, "ink end" if is_right else "ink")
+        yield text(x - 7 if is_right else x + 7, y + 16, mark.name, "ink end" if is_right else "ink")
 
 
 def _percent(fraction: float) -> str:

@@ -34,7 +34,10 @@ SWEEP_DIR = click.argument("sweep_dir", type=click.Path(path_type=Path))
 )
 @click.option("--independent", is_flag=True, help="Train every run by itself, without a shared search.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Sweep directory (default runs/sweep).")
-@click.option("--executor", default="local", metavar="NAME", help="Where the runs are carried out: local (default).")
+@click.option(
+    "--executor", default="local", metavar="NAME", help="Where the runs are carried out: local (default), slurm or ray."
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster to run in (default: a new one on this machine).")
 @click.option("--jobs", type=click.IntRange(1, 4096), metavar="N", help="Runs at a time (default: one per GPU, or 1).")
 @click.option("--tensorboard", is_flag=True, help="Each run logs to its folder tensorboard/.")
 @click.option("--mlflow", is_flag=True, help="Each run logs to MLflow.")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.sweep.executors.interface import Executor
 from atopipe.pipeline.sweep.executors.pool import LocalPool, slots_of
+from atopipe.pipeline.sweep.executors.slurm import Slurm
 from atopipe.pipeline.sweep.plan import Axis, MakeConfig, Values, plan
 from atopipe.pipeline.sweep.report import as_text
 from atopipe.pipeline.sweep.run import Result, sweep, sweep_json
@@ -37,6 +39,7 @@ def start(
     independent: bool,
     output: Path | None,
     executor: str,
+    address: str | None,
     jobs: int | None,
     quiet: bool,
     as_json: bool,
@@ -46,17 +49,17 @@ def start(
     trackers = [name for name in NEEDS if options.pop(name)]
     for name in trackers:
         require_installed(name)
+    root, say = output or DEFAULT_OUTPUT, _speaker(quiet=quiet, as_json=as_json)
     axes = [*_axes(models, seeds, settings, options)]
     _require_one_name(axes)
     members = plan(axes, _config_maker(options, {axis.setting for axis in axes}), independent=independent)
-    root = output or DEFAULT_OUTPUT
     done = sweep(
         members,
         root,
-        _executor(executor, jobs, members[0].config),
+        _executor(executor, Request(jobs, address, members[0].config, root, say)),
         title=_title(members[0].config, axes),
         options=[f"--{name}" for name in trackers],
-        say=(lambda line: None) if quiet else lambda line: click.echo(printable(line), err=as_json),
+        say=say,
     )
     if as_json:
         click.echo(sweep_json(root))
@@ -123,16 +126,46 @@ def _title(config: Config, axes: Sequence[Axis]) -> str:
     return f"{', '.join(models)} on {config.data.source}"
 
 
-def _executor(name: str, jobs: int | None, config: Config) -> Executor:
+def _speaker(*, quiet: bool, as_json: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else lambda line: click.echo(printable(line), err=as_json)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an executor is asked for: so many `jobs` at a time, or as many as fit, of runs like `config`.
+
+    `address`: of the cluster, for executors that have one.
+    """
+
+    jobs: int | None
+    address: str | None
+    config: Config
+    root: Path
+    say: Callable[[str], None]
+
+
+def _executor(name: str, request: Request) -> Executor:
     if name not in EXECUTORS:
         raise UsageError(f"there is no executor '{name}': {nearest_or_all(name, EXECUTORS)}")
-    return EXECUTORS[name](jobs, config)
+    if request.address and name != "ray":
+        raise UsageError(f"--address is that of a Ray cluster, but --executor is {name}: add --executor ray")
+    return EXECUTORS[name](request)
 
 
-def _local(jobs: int | None, config: Config) -> Executor:
+def _local(request: Request) -> Executor:
     cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(available_processors()))
-    gpus = [] if config.device == "cpu" else _gpus()
-    return LocalPool(slots_of(jobs or len(gpus) or 1, cores, gpus))
+    gpus = [] if request.config.device == "cpu" else _gpus()
+    return LocalPool(slots_of(request.jobs or len(gpus) or 1, cores, gpus))
+
+
+def _slurm(request: Request) -> Executor:
+    return Slurm(request.root, request.jobs, request.say)
+
+
+def _ray(request: Request) -> Executor:
+    from atopipe.pipeline.sweep.executors.ray_core import RayCluster
+
+    return RayCluster(request.address, request.jobs, wants_gpu=request.config.device != "cpu")
 
 
 def _gpus() -> list[str]:
@@ -143,7 +176,11 @@ def _gpus() -> list[str]:
     return seen.split(",") if seen else [str(number) for number in range(torch.cuda.device_count())]
 
 
-EXECUTORS: Mapping[str, Callable[[int | None, Config], Executor]] = {"local": _local}
+EXECUTORS: Mapping[str, Callable[[Request], Executor]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "ray": _ray,
+}
 
 
 def _require_all(done: Result, count: int) -> None:
