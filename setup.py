@@ -37,6 +37,7 @@ setup(
             "py.typed",
             "config/recipes/*.yaml",
             "report/report.html.j2",
+            "stages/bundle/device/*.py",
             "sweep/sweep.html.j2",
             "sweep/executors/array.sbatch",
         ],

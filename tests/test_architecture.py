@@ -43,7 +43,8 @@ CONFINED = {
     "onnxruntime": {
         "validate/session.py",
         "export/variants.py",
-        "pipeline/stages/bundle/infer.py",
+        "pipeline/stages/bundle/device/checks.py",
+        "pipeline/stages/bundle/device/network.py",
         "pipeline/stages/profile/probe.py",
     },
     "onnxscript": {"export/onnx.py"},

@@ -158,7 +158,7 @@ def test_the_shown_run_speaks_as_runs_do() -> None:
 
 
 def test_the_options_of_the_bundle_exist() -> None:
-    source = (ROOT / "pipeline/stages/bundle/infer.py").read_text(encoding="utf-8")
+    source = (ROOT / "pipeline/stages/bundle/device/infer.py").read_text(encoding="utf-8")
     lines = {line for text in TEXTS.values() for line in (*inline_code(text), *code_lines(text)) if "infer.py" in line}
     named = {option for line in lines for option in re.findall(r"--[a-z]+", line.partition("infer.py")[2])}
     assert named >= {"--selftest", "--image"}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+PROGRAMS = Path(__file__).with_name("device")
 FOLDER, ARCHIVE = "bundle", "bundle.zip"
 SAMPLES = 8
 PHOTO = (97, 131)  # height and width of a picture that needs scaling and cutting
@@ -49,7 +50,8 @@ def run(context: Context) -> dict[str, float]:
     (folder / "samples").mkdir(parents=True)
     for file in _models(context):
         shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(Path(__file__).with_name("infer.py"), folder / "infer.py")
+    for program in sorted(PROGRAMS.glob("*.py")):
+        shutil.copyfile(program, folder / program.name)
     data = context.workspace.data
     write_text(folder / "labels.txt", "".join(f"{label}\n" for label in data.labels))
     write_text(folder / "preprocess.json", data.preprocessing.to_json() + "\n")

@@ -50,7 +50,8 @@ threads: 1
 device: cpu
 """
 BUNDLE = (
-    *("model.onnx", "labels.txt", "preprocess.json", "infer.py", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
+    *("model.onnx", "labels.txt", "preprocess.json", "MODEL_CARD.md", "manifest.json", "SHA256SUMS"),
+    *("infer.py", "checks.py", "network.py", "pictures.py"),
     *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
 )
 CHAIN = [stage.name for stage in STAGES if stage.name not in ("profile", "baseline", "quantize")]
