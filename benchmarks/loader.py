@@ -29,6 +29,8 @@ from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.data.augment import Augmentation, usual_augmentation
 from atopipe.pipeline.data.dataset import Batches, Split
 from atopipe.pipeline.data.photographs.encoded import EncodedFiles
+from atopipe.pipeline.data.photographs.pack import Part, make_pack
+from atopipe.pipeline.data.photographs.shards import read_index
 from atopipe.pipeline.data.photographs.store import Photographs
 from atopipe.pipeline.data.photographs.windows import RandomWindows
 from atopipe.pipeline.data.preprocessing import Preprocessing, Size, resize_for
@@ -73,6 +75,17 @@ def on_disk(folder: Path, count: int, side: int) -> Split:
         fine = numbers.normal(0, 12, (*reversed(PHOTOGRAPH), 3))
         Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8)).save(path, quality=85)
     return split_of(Photographs(EncodedFiles(paths), resize_for(size), size), count, size, RandomWindows(size))
+
+
+def packed(folder: Path, count: int, side: int) -> Split:
+    """The same files in a packed copy whose shorter side is 256, as `webdataset:` reads it."""
+    split = on_disk(folder, count, side)
+    paths = [folder / f"{index}.jpg" for index in range(count)]
+    part = Part("train", paths, split.labels.tolist(), scaled=True)
+    make_pack(folder / "packed", "", [part], 256, lambda done, total: None)
+    shards = [folder / "packed" / "train-000000.tar"]
+    store = Photographs(read_index(shards).encoded(shards), resize_for((side, side)), (side, side))
+    return split_of(store, count, (side, side), RandomWindows((side, side)))
 
 
 def measure(trainer: DenseTrainer, batches: Batches, device: torch.device) -> dict[str, float]:
@@ -127,7 +140,12 @@ def main(batch_size: int, threads: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shares = {}
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {"memory": partial(in_memory, 2000, 32), "disk": partial(on_disk, Path(folder), 500, 224)}
+        place = Path(folder)
+        kinds = {
+            "memory": partial(in_memory, 2000, 32),
+            "disk": partial(on_disk, place, 500, 224),
+            "packed": partial(packed, place, 500, 224),
+        }
         for name, make in kinds.items():
             split = make()
             batches = split.batches(batch_size, device=device, generator=torch.Generator().manual_seed(0))
@@ -136,7 +154,7 @@ def main(batch_size: int, threads: int) -> None:
             append("loader", {"images": name, "batch_size": batch_size, "threads": threads, **row, **environment()})
             print(f"{name:<6}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
             shares[name] = f"{row['waiting_share']:.1%}"
-    print(f"waiting share from memory: {shares['memory']}; from disk: {shares['disk']}")
+    print("waiting share: " + ", ".join(f"{name} {share}" for name, share in shares.items()))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import click
 
 from atopipe.pipeline.cli.commands import cli
+from atopipe.pipeline.cli.tools.pack import pack
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.failures import Failure, explain
 from atopipe.pipeline.system.job import may_speak, this_job
 from atopipe.pipeline.system.openmp import wait_without_spinning
 from atopipe.pipeline.system.signals import StopRequest, handled_by
 from atopipe.pipeline.system.text import did_you_mean, printable
+
+cli.add_command(pack)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

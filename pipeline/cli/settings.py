@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from atopipe.pipeline.cli.doctor import Finding
 from atopipe.pipeline.cli.options import Given
+from atopipe.pipeline.cli.tools.doctor import Finding
 from atopipe.pipeline.config.load import merged_config, parse_arguments, read_yaml, with_target
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.settings import FLAGS

@@ -6,8 +6,8 @@ import click
 
 from atopipe.pipeline.api import ALL, Selection, select
 from atopipe.pipeline.api import verify as problems_of
-from atopipe.pipeline.cli.doctor import examine
 from atopipe.pipeline.cli.settings import RunOptions, show_entries
+from atopipe.pipeline.cli.tools.doctor import examine
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.plan import plan
 from atopipe.pipeline.system.errors import MissingError

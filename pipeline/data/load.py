@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.source import DataSource, OnProgress, Request
-from atopipe.pipeline.data.sources import cifar, digits, image_folder, user_function
+from atopipe.pipeline.data.sources import cifar, digits, image_folder, user_function, webdataset
 from atopipe.pipeline.system.errors import DataError
 from atopipe.pipeline.system.text import did_you_mean
 from atopipe.pipeline.system.user_code import is_factory_name, is_importable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.data.dataset import Data
 
 SOURCES: Mapping[str, DataSource] = {
-    source.scheme: source for source in (digits.SOURCE, *cifar.SOURCES, image_folder.SOURCE)
+    source.scheme: source for source in (digits.SOURCE, *cifar.SOURCES, image_folder.SOURCE, webdataset.SOURCE)
 }
 
 

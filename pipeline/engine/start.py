@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.data.dataset import Data
     from atopipe.pipeline.models.wrappers import Note
 
-PHOTOGRAPHS = "imagefolder:"
+PHOTOGRAPHS = ("imagefolder:", "webdataset:")
 PUBLISHED = re.compile(r"-([0-9a-f]{8,})\.")  # the first digits of the digest, in the names of torch.hub's files
 
 

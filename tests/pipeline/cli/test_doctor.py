@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from atopipe.export.smoke_model import write_smallest
-from atopipe.pipeline.cli import doctor
-from atopipe.pipeline.cli.doctor import REQUIRED, examine
 from atopipe.pipeline.cli.main import main
+from atopipe.pipeline.cli.tools import doctor
+from atopipe.pipeline.cli.tools.doctor import REQUIRED, examine
 from atopipe.pipeline.system import machine
 from atopipe.validate.session import open_session
 
