@@ -16,8 +16,8 @@ from atopipe.export.onnx import ExportError
 
 MATRIX_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SMALL = 64  # values up to which a constant stays: limits of activations, axes, and the like
-FILL = 0.0  # of weights: whatever is multiplied stays a number, and is never denormal, which would be slow
-NORM_FILL = 1.0  # of everything else that is large: no runtime leaves it out as it does an addition of zeros
+NORM_FILL = 1.0  # of all that is large but weights: no runtime leaves it out as it does an addition of zeros
+APART = 2.0**-12  # between the values of two weights
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -41,7 +41,7 @@ def weightless(model: Path, shapes: Shapes) -> bytes:
             shape = f"{name}/shape"
             del kept[name]
             kept[shape] = numpy_helper.from_array(np.array(dims, np.int64), shape)
-            value = np.array([FILL if name in matrices else NORM_FILL], np.float32)
+            value = np.array([_fill(dims, len(made)) if name in matrices else NORM_FILL], np.float32)
             made.append(helper.make_node("ConstantOfShape", [shape], [name], value=numpy_helper.from_array(value)))
     nodes = [*made, *graph.node]
     del graph.initializer[:], graph.value_info[:], graph.node[:]
@@ -51,6 +51,15 @@ def weightless(model: Path, shapes: Shapes) -> bytes:
     _require_consistent(proto)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _fill(dims: Sequence[int], number: int) -> float:
+    """The one value of a weight: layers average, so that what they compute stays near 1, and no denormal slows them.
+
+    No two weights are alike: a runtime would keep one for both, which the cache then holds, and be faster than it is
+    with a trained network.
+    """
+    return (1 + APART * number) * dims[0] / math.prod(dims)
 
 
 def layer_names(model: Path) -> dict[str, str]:

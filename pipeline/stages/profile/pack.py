@@ -1,17 +1,19 @@
 """A pack of weightless networks of random widths: what a device has to time for its latency table.
 
-The folder holds dense.onnx and some fifty others of 10 to 60 kB, pack.json, which says what they are, and probe.py,
-which times them without torch.
+The folder holds networks.zip, pack.json, which says what is in it, probe.py, which times it without torch, and the
+dense network for the measurements that follow.
 """
 
+import io
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from atopipe.pipeline.system.files import sha256_file, sha256_json, write_bytes, write_json
+from atopipe.pipeline.system.files import sha256_bytes, sha256_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
     from atopipe.ato.recipe import Align
     from atopipe.pipeline.engine.workspace import Workspace
 
-FORMAT = 1
-NETWORKS = 52  # 40 to fit and 12 to try the fit on
-DENSE = "000.onnx"
+FORMAT, ARCHIVE = 2, "networks.zip"  # as probe.py has them
+DENSE = "dense.onnx"
+FITTED, HELD_OUT = 40, 12  # networks of random widths: to fit a cost to, and to try the fit on
+FEWER = (1, 2, 4, 8)  # channels that every width of a further network has less than the dense one: where cliffs are
 NARROWEST_SHARE = 0.1
+FIT, TRY, CLIFF = "fit", "held-out", "cliff"  # what a network is for
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +80,18 @@ def write_pack(
     folder: Path, network: Architecture, example: "Tensor", *, align: "Align", generator: "torch.Generator"
 ) -> dict[str, Any]:
     """Fills the folder, and returns what pack.json says; its digest covers every file."""
-    import torch
-
     from atopipe.export.weightless import layer_names
 
-    entries = []
-    for number in range(NETWORKS):
-        dense = torch.tensor(network.groups.sizes, dtype=torch.float64)
-        widths = random_widths(network.groups, align, generator) if number else dense
-        path = folder / f"{number:03}.onnx"
-        write_bytes(path, network.without_weights(widths))
-        entries.append({"file": path.name, "sha256": sha256_file(path), "widths": [int(width) for width in widths]})
+    entries, content = [], io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for number, (role, widths) in enumerate(_structures(network.groups, align, generator)):
+            model = network.without_weights(widths)
+            entry = {"file": f"{number:03}.onnx", "for": role, "widths": [int(width) for width in widths]}
+            archive.writestr(zipfile.ZipInfo(entry["file"]), model, zipfile.ZIP_DEFLATED)
+            entries.append({**entry, "sha256": sha256_bytes(model)})
+            if number == 0:
+                write_bytes(folder / DENSE, model)
+    write_bytes(folder / ARCHIVE, content.getvalue())
     pack: dict[str, Any] = {
         "format": FORMAT,
         "input": list(example.shape[1:]),
@@ -100,10 +105,29 @@ def write_pack(
     return pack
 
 
+def _structures(
+    groups: "Groups", align: "Align", generator: "torch.Generator"
+) -> "Iterator[tuple[str, Tensor]]":
+    """What each network is for, and its widths [sets]; the dense one first, then the narrowest: all lie between."""
+    import torch
+
+    from atopipe.ato.search.selection import narrowest_widths
+
+    dense = torch.tensor(groups.sizes, dtype=torch.float64)
+    yield FIT, dense
+    yield FIT, narrowest_widths(groups, align)
+    for number in range(2, FITTED + HELD_OUT):
+        yield FIT if number < FITTED else TRY, random_widths(groups, align, generator)
+    for fewer in FEWER:
+        groups_fewer = [max(1, fewer // s.channels_per_group) for s in groups.sets]
+        yield CLIFF, (dense - torch.tensor(groups_fewer, dtype=torch.float64)).clamp(min=1)
+
+
 def random_widths(groups: "Groups", align: "Align", generator: "torch.Generator") -> "Tensor":
     """Widths [sets] in whole steps, float64: from a random band of shares of the dense ones, at random within it.
 
-    A band for each network, so that networks differ as wholes too, not only around one size.
+    A band for each network, so that networks differ as wholes too, not only around one size. In fine steps: what is
+    efficient on the device follows from the measurement.
     """
     import torch
 

@@ -1,7 +1,8 @@
 """latency.json: what a device measured of a pack, read with care, and the cost that it gives."""
 
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,17 +12,18 @@ from atopipe.pipeline.config.schema import DeploymentSettings
 from atopipe.pipeline.engine.deployment import session_arguments
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
-from atopipe.pipeline.system.errors import MissingError, UsageError
+from atopipe.pipeline.stages.profile.pack import CLIFF, FIT, TRY
+from atopipe.pipeline.system.errors import Inconclusive, MissingError, UsageError
+from atopipe.pipeline.system.files import DamagedError, read_sealed
 
 if TYPE_CHECKING:
     from torch import nn
 
     from atopipe.ato.groups import Groups
-    from atopipe.ato.search.cost import BilinearCost
-    from atopipe.ato.search.latency import HeldOutError
+    from atopipe.ato.search.latency import FittedLatency, TimedNetwork
 
 TABLE = "latency.json"
-LARGEST_TABLE = 16 * 2**20  # bytes
+TOO_NOISY = 0.2  # the median over networks of how far apart the rounds' times of one network are
 
 Milliseconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=1, le=2**31)]
@@ -32,18 +34,23 @@ class Part(BaseModel):
 
 
 class TimedFile(Part):
-    """One network of a pack as it was timed: milliseconds of the whole, of each layer, and of the rest."""
+    """One network of a pack as it was timed.
+
+    `ms`: of the whole; `spread`: how far apart its rounds are, as a fraction; `layers`: milliseconds of each;
+    `operations`: how many each consists of.
+    """
 
     file: str
     ms: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    spread: Milliseconds
     layers: Annotated[dict[str, Milliseconds], Field(min_length=1)]
-    rest: Milliseconds
+    operations: Annotated[dict[str, Whole], Field(min_length=1)]
 
 
 class LatencyTable(Part):
     """What `probe.py` writes: of which pack, where, and the times of its networks in order."""
 
-    format: Annotated[int, Field(ge=1, le=1)]  # Literal[1] would take true as well
+    format: Annotated[int, Field(ge=2, le=2)]  # Literal[2] would take 2.0 as well
     pack: str
     runtime: str
     processor: str
@@ -58,18 +65,26 @@ class LatencyTable(Part):
 
 def read_table(file: str) -> LatencyTable:
     """The table in a file that a probe wrote; one sentence where there is none, or it is damaged."""
-    path = Path(file)
     try:
-        if not path.is_file():
-            raise MissingError(
-                f"--latency-table '{file}' is not there: run 'python probe.py PACK' on the device, and copy it"
-            )
-        content = path.read_bytes() if path.stat().st_size <= LARGEST_TABLE else b""
-        return LatencyTable.model_validate_json(content)
-    except (OSError, ValueError) as error:
+        return LatencyTable.model_validate(read_sealed(Path(file), LatencyTable))
+    except FileNotFoundError:
+        raise MissingError(
+            f"--latency-table '{file}' is not there: run 'python probe.py PACK' on the device, and copy it"
+        ) from None
+    except (DamagedError, OSError, ValueError) as error:
         raise UsageError(
-            f"--latency-table '{file}' is no latency.json of a probe, or damaged: copy it again"
+            f"--latency-table '{file}' is no latency.json of a probe, or was edited or cut off: copy it again"
         ) from error
+
+
+def require_steady(table: LatencyTable) -> None:
+    """Inconclusive where the device was too busy: half of its networks took times that are far apart."""
+    spread = statistics.median(network.spread for network in table.networks)
+    if spread > TOO_NOISY:
+        raise Inconclusive(
+            f"latency cannot be profiled: the same network's times differ by {100 * spread:.0f} % from round to round, "
+            f"more than {100 * TOO_NOISY:.0f} %: end what else runs on '{table.processor}', and profile again"
+        )
 
 
 def check_table(table: LatencyTable, pack: Mapping[str, Any], deployment: DeploymentSettings, name: str) -> None:
@@ -90,16 +105,11 @@ def check_table(table: LatencyTable, pack: Mapping[str, Any], deployment: Deploy
         )
 
 
-def held_out_error(context: Context, model: "nn.Module", groups: "Groups") -> "HeldOutError":
-    """How far the cost is from networks that the fit has not seen."""
-    return latency_cost(context, model, groups)[1]
-
-
-def latency_cost(context: Context, model: "nn.Module", groups: "Groups") -> "tuple[BilinearCost, HeldOutError]":
-    """The cost in milliseconds, from the table of stage profile, and its error on networks it has not seen."""
+def fitted_latency(context: Context, model: "nn.Module", groups: "Groups") -> "FittedLatency":
+    """The cost in milliseconds, from the table of stage profile, its error and the widths that are efficient."""
     pack = json.loads(_of_profile(context, "pack/pack.json"))
     table = LatencyTable.model_validate_json(_of_profile(context, TABLE))
-    return fitted_cost(pack, table, model, groups)
+    return fitted(pack, table, model, groups)
 
 
 def _of_profile(context: Context, name: str) -> bytes:
@@ -109,17 +119,22 @@ def _of_profile(context: Context, name: str) -> bytes:
     return broadcast_bytes(content) if job.size > 1 else content
 
 
-def fitted_cost(
-    pack: Mapping[str, Any], table: LatencyTable, model: "nn.Module", groups: "Groups"
-) -> "tuple[BilinearCost, HeldOutError]":
-    """The cost that the table of this pack gives; UsageError where it does not fit the network."""
-    from atopipe.ato.search.latency import LatencyTableError, TimedNetwork, fit_latency
+def fitted(pack: Mapping[str, Any], table: LatencyTable, model: "nn.Module", groups: "Groups") -> "FittedLatency":
+    """What the table of this pack says of the network; UsageError where it does not fit the network."""
+    from atopipe.ato.search.latency import LatencyTableError, fit_latency
 
-    timed = [
-        TimedNetwork(tuple(entry["widths"]), found.ms, found.layers, found.rest)
-        for entry, found in zip(pack["networks"], table.networks, strict=True)
-    ]
     try:
-        return fit_latency(model, groups, timed)
+        return fit_latency(model, groups, timed(pack, table, but=(TRY, CLIFF)), timed(pack, table, but=(FIT, CLIFF)))
     except LatencyTableError as error:
         raise UsageError(f"the latency table does not fit the network: {error}") from error
+
+
+def timed(pack: Mapping[str, Any], table: LatencyTable, *, but: Sequence[str]) -> "list[TimedNetwork]":
+    """The networks of the pack with their times, those for something in `but` left out."""
+    from atopipe.ato.search.latency import TimedNetwork
+
+    return [
+        TimedNetwork(tuple(entry["widths"]), found.ms, found.layers, found.operations)
+        for entry, found in zip(pack["networks"], table.networks, strict=True)
+        if entry["for"] not in but
+    ]
