@@ -24,7 +24,7 @@ class ControllerSearch:
         groups, device = problem.groups, next(problem.model.parameters()).device
         self.lookups = mask_lookups(problem.model, groups)
         self.budgets = [budget.to(device) for budget in problem.budgets]
-        self.width_steps = narrowest_widths(groups, problem.recipe.align).to(device)
+        self.width_steps = narrowest_widths(groups, problem.align).to(device)
         self.controller = Controller(groups.sizes, problem.generator).to(device)
         self.optimizer = torch.optim.AdamW(
             self.controller.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
@@ -46,7 +46,7 @@ class ControllerSearch:
         scores = self.scores().cpu()
         if not bool(torch.isfinite(scores).all()):
             raise DivergedError("the controller's logits are not finite; lower controller.learning_rate")
-        return self.problem.choose(scores, self.problem.groups, self.problem.budgets, self.problem.recipe.align)
+        return self.problem.choose(scores, self.problem.groups, self.problem.budgets, self.problem.align)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> None:
         """One step of the controller on cross-entropy under a soft sample + weight * R(cost of a hard sample)."""

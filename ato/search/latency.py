@@ -1,7 +1,7 @@
 """Latency as a function of the widths, fitted to networks of random widths that were timed on the device.
 
-A device works on whole blocks of channels, so that a layer's time is a staircase: with `out` and `in` channels moved up
-to whole blocks it is c0 + c1 out + c2 in + c3 out in milliseconds, all c >= 0, with other c where it reads less than one
+A device works on whole blocks of channels, so that a layer's time is a staircase: with `out` and `in` moved up to
+whole blocks it is c0 + c1 out + c2 in + c3 out in milliseconds, all c >= 0, with other c where it reads less than one
 block, which runtimes do in another way. The block is the one that fits best. The layers of a network add up to the
 whole; what the profiler takes itself for every operation is measured with them, and taken off.
 """
@@ -88,8 +88,8 @@ class LatencyCost:
     def to(self, device: torch.device) -> Self:
         """The same cost on another device."""
         counts = ChannelCounts(self.counts.base.to(device), self.counts.share.to(device))
-        tensors = (self.coefficient, self.left, self.right, self.sizes)
-        return type(self)(counts, self.block, *(tensor.to(device) for tensor in tensors))
+        coefficient, left, right, sizes = (t.to(device) for t in (self.coefficient, self.left, self.right, self.sizes))
+        return type(self)(counts, self.block, coefficient, left, right, sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ def _seen(kept: Tensor, block: int) -> Tensor:
 
 
 def _pairs(out: int, counts: int, *, is_depthwise: bool) -> list[tuple[int, int]]:
-    """The terms of a layer, as positions in what `_seen` gives: its outputs are count `out`, its inputs the next one."""
+    """The terms of a layer, as positions in what `_seen` gives: outputs are count `out`, inputs the next one."""
     whole = 1 + out
     if is_depthwise:
         return [(0, 0), (whole, 0)]

@@ -22,7 +22,7 @@ from atopipe.ato.execution import PLAIN, Execution
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.search.budget import Budget
-from atopipe.ato.search.selection import ChooseMask, choose_mask
+from atopipe.ato.search.selection import Align, ChooseMask, WidthSteps, choose_mask
 from atopipe.ato.snapshot import Snapshot
 
 
@@ -34,7 +34,8 @@ class DivergedError(Exception):
 class SearchProblem:
     """What a mask is looked for: `model` at full width, its `groups`, and the `budgets` that the mask must hold.
 
-    `generator` gives all randomness; `execution` says how the network is run; `choose` makes the mask of the scores.
+    `generator` gives all randomness; `execution` says how the network is run; `choose` makes the mask of the scores;
+    `width_steps`: in the place of the recipe's align, where they were measured.
     """
 
     model: nn.Module
@@ -44,6 +45,12 @@ class SearchProblem:
     generator: torch.Generator
     execution: Execution = PLAIN
     choose: ChooseMask = choose_mask
+    width_steps: WidthSteps | None = None
+
+    @property
+    def align(self) -> Align:
+        """What widths are multiples of."""
+        return self.recipe.align if self.width_steps is None else self.width_steps
 
 
 class MaskSearch(Protocol):

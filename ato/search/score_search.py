@@ -34,7 +34,7 @@ class ScoreSearch:
 
     def best_mask(self) -> Tensor:
         """The 0/1 mask [G], on the CPU, that the scores are worth within every budget."""
-        return self.problem.choose(self.scores(), self.problem.groups, self.problem.budgets, self.problem.recipe.align)
+        return self.problem.choose(self.scores(), self.problem.groups, self.problem.budgets, self.problem.align)
 
     def snapshot(self) -> Snapshot:
         """There is nothing but the network."""

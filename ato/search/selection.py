@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from atopipe.ato.groups import Groups
-from atopipe.ato.recipe import Align
+from atopipe.ato.recipe import Align as Alignment
 from atopipe.ato.search.budget import Budget, BudgetError
 from atopipe.ato.search.cost import Cost, kept_fraction
 
 FINEST_AUTO, COARSEST_AUTO, AUTO_STEPS = 4, 16, 8
+WidthSteps = tuple[int, ...]
+Align = Alignment | WidthSteps  # in channels; or, as measured on a device, the width step of each set in groups
 
 
 def step_sizes(groups: Groups, align: Align) -> list[int]:
@@ -21,6 +23,8 @@ def step_sizes(groups: Groups, align: Align) -> list[int]:
     still leaves a set eight steps: vector units work on 4 to 16 channels at once, so that widths between two steps cost
     what the next step costs.
     """
+    if isinstance(align, tuple):
+        return list(align)
     return [width_step(s.size, s.channels_per_group, align) for s in groups.sets]
 
 
@@ -29,7 +33,7 @@ def narrowest_widths(groups: Groups, align: Align) -> Tensor:
     return torch.tensor(step_sizes(groups, align), dtype=torch.float64)
 
 
-def width_step(size: int, channels_per_group: int, align: Align) -> int:
+def width_step(size: int, channels_per_group: int, align: Alignment) -> int:
     """The step, in groups, of a set of `size` groups that are `channels_per_group` channels each."""
     wanted = _auto(size * channels_per_group) if align == "auto" else align
     step = wanted // math.gcd(wanted, channels_per_group)
@@ -71,9 +75,12 @@ def check_budgets(groups: Groups, budgets: Sequence[Budget], align: Align) -> No
         if not budget.holds(narrowest):
             least = math.ceil(1e4 * reachable_minimum(groups, budget.cost, align)) / 1e4
             remedy = "raise the target" if align == 1 else "raise the target or lower align"
+            aligned_to = (
+                "the widths efficient on the device" if isinstance(align, tuple) else f"widths aligned to {align}"
+            )
             raise BudgetError(
                 f"target {budget.limit / budget.cost.dense:.4g} ({_amount(budget.limit)} {budget.cost.unit}) cannot be "
-                f"reached: with widths aligned to {align} the network keeps from {least:.4f} "
+                f"reached: with {aligned_to} the network keeps from {least:.4f} "
                 f"({_amount(least * budget.cost.dense)}) to 1 of its {budget.cost.unit}; {remedy}"
             )
 

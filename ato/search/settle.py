@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from atopipe.ato.groups import Groups
-from atopipe.ato.recipe import Align
 from atopipe.ato.search.budget import Budget, BudgetError
 from atopipe.ato.search.cost import kept_fraction
-from atopipe.ato.search.selection import narrowest_widths, select_widths
+from atopipe.ato.search.selection import Align, narrowest_widths, select_widths
 
 Measure = Callable[[Tensor], float]  # widths [sets] -> the cost in its own unit, on the bad end of its error
 

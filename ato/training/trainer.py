@@ -19,7 +19,7 @@ from atopipe.ato.schedule import Phase, Schedule, learning_rate_factor
 from atopipe.ato.search.budget import Budget
 from atopipe.ato.search.mask_search import MakeSearch, MaskSearch, SearchProblem
 from atopipe.ato.search.searches import SEARCHES
-from atopipe.ato.search.selection import ChooseMask, check_budgets, choose_mask, kept_fractions
+from atopipe.ato.search.selection import Align, ChooseMask, WidthSteps, check_budgets, choose_mask, kept_fractions
 from atopipe.ato.snapshot import Snapshot, joined, of_generators, restore_generators, tensors_only
 from atopipe.ato.training.loop import (
     NO_CHECKPOINTS,
@@ -61,13 +61,15 @@ class Trainer:
         objective: Objective | None = None,
         head: str | None = None,
         calibration: Calibration | None = None,
+        width_steps: WidthSteps | None = None,
     ) -> None:
-        check_budgets(groups, budgets, recipe.align)
+        self.align: Align = recipe.align if width_steps is None else width_steps
+        check_budgets(groups, budgets, self.align)
         self.groups, self.budgets, self.recipe, self.generator = groups, budgets, recipe, generator
         self.schedule = Schedule.of(recipe.phases, steps)
         self.controller_steps = self.schedule.controller_steps(recipe.controller.every, recipe.controller.least_steps)
         self.device = next(model.parameters()).device
-        problem = SearchProblem(model, groups, budgets, recipe, generator, execution, choose)
+        problem = SearchProblem(model, groups, budgets, recipe, generator, execution, choose, width_steps)
         self.search: MaskSearch | None = (make_search or SEARCHES[recipe.search])(problem)  # until the mask is frozen
         self.execution, self.calibration = execution, calibration
         self.weights = WeightTrainer(model, recipe.weights, execution, generator, objective, head)
@@ -153,7 +155,7 @@ class Trainer:
         """Every budget's cost at the frozen mask or, before, at the likely one; fractions of dense, by name."""
         if self.phase is Phase.DENSE:
             return {budget.cost.name: 1.0 for budget in self.budgets}
-        return kept_fractions(self._likely_mask(), self.groups, self.budgets, self.recipe.align)
+        return kept_fractions(self._likely_mask(), self.groups, self.budgets, self.align)
 
     def learning_rate(self) -> float:
         """The weights' learning rate of the next step."""
@@ -223,6 +225,7 @@ def train(
     objective: Objective | None = None,
     head: str | None = None,
     calibration: Calibration | None = None,
+    width_steps: WidthSteps | None = None,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> Trained:
     """Train `model` and prune it until every budget holds; every epoch is reported.
@@ -232,7 +235,7 @@ def train(
     `checkpointer` has a snapshot of this run, it resumes from there, to the same result. `make_search`: where the
     mask comes from, if not from the search that the recipe names; `choose`: how scores become the frozen mask;
     `objective`: what the weights learn, if not cross-entropy; `head`: the layer of the logits; `calibration`: images
-    for the statistics of what is delivered.
+    for the statistics of what is delivered; `width_steps`: in the place of the recipe's align, where measured.
     """
     steps = recipe.epochs * len(train_batches)
     trainer = Trainer(
@@ -248,6 +251,7 @@ def train(
         objective=objective,
         head=head,
         calibration=calibration,
+        width_steps=width_steps,
     )
     history = run_epochs(trainer, recipe.epochs, train_batches, val_batches, report, checkpointer)
     trained, mask = trainer.trained_model()

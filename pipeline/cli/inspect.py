@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from atopipe.ato.recipe import Align
+from atopipe.pipeline.cli.profile import Profile, profile_network
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.workspace import Workspace
 from atopipe.pipeline.report.summary import both_readings
 from atopipe.pipeline.report.terminal import PlainDisplay
-from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.text import scaled
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Inspection:
     minimum_params: float
     target: str
     preflight: "Preflight | None"
+    latency: Profile | None
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,9 +107,8 @@ def _inspect(config: Config, workspace: Workspace) -> Inspection:
     started = time.perf_counter()
     groups = workspace.groups(model)
     costs = {name: cost(model, groups, example) for name, cost in COSTS.items()}
-    if config.target_latency is not None:
-        raise UsageError("inspect supports FLOPs and parameters only: 'atopipe profile' shows the reachable latency")
-    budgets = [Budget(costs[name], target.limit(costs[name].dense)) for name, target in config.targets.items()]
+    counted = {name: target for name, target in config.targets.items() if name in costs}
+    budgets = [Budget(costs[name], target.limit(costs[name].dense)) for name, target in counted.items()]
     align = config.recipe.align
     if budgets:
         check_budgets(groups, budgets, align)
@@ -125,6 +125,7 @@ def _inspect(config: Config, workspace: Workspace) -> Inspection:
         minimum_params=reachable_minimum(groups, costs["params"], align),
         target=both_readings(config.targets or EXAMPLE, {name: cost.dense for name, cost in costs.items()}),
         preflight=workspace.preflight(model, groups, budgets) if budgets else None,
+        latency=profile_network(config) if config.target_latency is not None else None,
         seconds=time.perf_counter() - started,
     )
 
@@ -162,5 +163,6 @@ def show(inspection: Inspection) -> None:
     for width in inspection.unprunable:
         line = f"{width.name} ({width.size} channels) is not pruned: {width.reason}"
         console.print(line, style="dim", markup=False, soft_wrap=True)
-    for line in ("", *inspection.notes()):
+    latency = [inspection.latency.as_text()] if inspection.latency else []
+    for line in (*latency, "", *inspection.notes()):
         console.print(line, markup=False, soft_wrap=True)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
-    from atopipe.ato.recipe import Align
     from atopipe.ato.search.budget import Budget
+    from atopipe.ato.search.selection import Align
     from atopipe.export.onnx import ExportReport
     from atopipe.validate.parity import Parity
 

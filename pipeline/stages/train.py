@@ -24,7 +24,7 @@ from atopipe.pipeline.report.summary import both_readings
 from atopipe.pipeline.rundir.checkpoints import unpacked
 from atopipe.pipeline.rundir.layout import GROUPS, SEARCH, SEARCHED, STARTING_WEIGHTS
 from atopipe.pipeline.stages.profile.measure import mask_choice
-from atopipe.pipeline.stages.profile.table import latency_cost
+from atopipe.pipeline.stages.profile.table import fitted_latency
 from atopipe.pipeline.system.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import Cost
-    from atopipe.ato.search.selection import ChooseMask
+    from atopipe.ato.search.latency import FittedLatency
+    from atopipe.ato.search.selection import ChooseMask, WidthSteps
     from atopipe.ato.snapshot import Snapshot
     from atopipe.ato.training.trainer import Trained
     from atopipe.pipeline.config.targets import Target
@@ -51,6 +52,7 @@ class Prepared:
     groups: "Groups"
     budgets: "list[Budget]"
     execution: "Execution"
+    steps: "WidthSteps | None"  # of the widths, where they were measured
 
 
 def run(context: Context) -> dict[str, float]:
@@ -83,15 +85,17 @@ def prepare(context: Context, targets: "Mapping[str, Target]") -> Prepared:
         record_data(context)
     model = workspace.first_model()
     groups = _groups(context, model)
-    budgets = _budgets(context, model, groups, targets)
+    latency = _fitted(context, model, groups) if "latency" in targets else None
+    budgets = _budgets(context, model, groups, targets, latency)
+    steps = latency.steps if latency is not None and config.recipe.align == "auto" else None
     dense = {budget.cost.name: budget.cost.dense for budget in budgets}
     if config.model.weights is not None and follows(config, FINETUNE):
         context.display.say("recipe  finetune, because training starts from weights: --recipe NAME for another")
     context.display.say(f"groups  {_described(groups)}")
     context.display.say(f"target  {both_readings(targets, dense)}")
     if config.preflight and not _is_searched(context):
-        context.display.say(f"preflight ok: {workspace.preflight(model, groups, budgets).as_text()}")
-    return Prepared(model, groups, budgets, workspace.execution(model))
+        context.display.say(f"preflight ok: {workspace.preflight(model, groups, budgets, steps).as_text()}")
+    return Prepared(model, groups, budgets, workspace.execution(model), steps)
 
 
 def training(context: Context, prepared: Prepared) -> "Callable[..., Trained]":
@@ -111,6 +115,7 @@ def training(context: Context, prepared: Prepared) -> "Callable[..., Trained]":
         objective=taught,
         head=head,
         calibration=workspace.calibration(prepared.execution),
+        width_steps=prepared.steps,
     )
 
 
@@ -126,7 +131,7 @@ def _start(context: Context, prepared: Prepared, choose: "ChooseMask") -> "Calla
         far = [replace(b, limit=targets[b.cost.name].limit(b.cost.dense)) for b in budgets]
         found = SharedSearch.of(unpacked(context.input(SEARCH, SEARCHED).read_bytes()))
         scores = found.scores_at(passed_at(budgets, far, recipe))
-        return found.branch(choose(scores, prepared.groups, budgets, recipe.align))
+        return found.branch(choose(scores, prepared.groups, budgets, prepared.steps or recipe.align))
 
     return begin
 
@@ -163,7 +168,23 @@ def _found_groups(context: Context, model: "nn.Module") -> str:
     return context.workspace.groups(model).to_json()
 
 
-def _budgets(context: Context, model: "nn.Module", groups: "Groups", targets: "Mapping[str, Target]") -> "list[Budget]":
+def _fitted(context: Context, model: "nn.Module", groups: "Groups") -> "FittedLatency":
+    """What stage profile found of the latency; whoever looks at the terminal is told how well it is known."""
+    found = fitted_latency(context, model, groups)
+    context.display.say(
+        f"fitted  latency, off by {100 * found.error.mean:.1f} % on average and {100 * found.error.largest:.1f} % at "
+        f"most on {found.error.networks} networks it has not seen; efficient in blocks of {found.cost.block} channels"
+    )
+    return found
+
+
+def _budgets(
+    context: Context,
+    model: "nn.Module",
+    groups: "Groups",
+    targets: "Mapping[str, Target]",
+    latency: "FittedLatency | None",
+) -> "list[Budget]":
     """One for each target; latency has its cost from the table of stage profile."""
     from atopipe.ato.search.budget import Budget
     from atopipe.ato.search.cost import COSTS
@@ -171,12 +192,8 @@ def _budgets(context: Context, model: "nn.Module", groups: "Groups", targets: "M
     budgets: list[Budget] = []
     for name, target in targets.items():
         cost: Cost
-        if name == "latency":
-            cost, error = latency_cost(context, model, groups)
-            context.display.say(
-                f"fitted  latency, off by {100 * error.mean:.1f} % on average and {100 * error.largest:.1f} % at most "
-                f"on {error.networks} networks it has not seen"
-            )
+        if latency is not None and name == "latency":
+            cost = latency.cost
         else:
             cost = COSTS[name](model, groups, context.workspace.example)
         budgets.append(Budget(cost, target.limit(cost.dense)))

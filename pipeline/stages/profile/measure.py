@@ -1,6 +1,7 @@
 """Latency of a structure, measured on this machine before anything is removed: what the budget is settled by."""
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,16 +13,16 @@ from atopipe.pipeline.engine.deployment import session_arguments
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.rundir.events import read_events
 from atopipe.pipeline.stages.profile.pack import DENSE, Architecture
-from atopipe.pipeline.stages.profile.table import held_out_error
+from atopipe.pipeline.stages.profile.table import fitted_latency
+from atopipe.pipeline.system.errors import Inconclusive
 from atopipe.pipeline.system.files import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
-    from atopipe.ato.recipe import Align
     from atopipe.ato.search.budget import Budget
-    from atopipe.ato.search.selection import ChooseMask
+    from atopipe.ato.search.selection import Align, ChooseMask
 
 MEASURED, SETTLED = "latency measured", "latency settled"  # events
 SECONDS, ATTEMPTS = 3.0, 3  # of an interleaved measurement; a machine that is too busy gets longer ones
@@ -71,6 +72,11 @@ class LatencyMeter:
                 found = timings.compare(0, 1)
                 if found.inconclusive_because is None:
                     break
+            else:
+                raise Inconclusive(
+                    f"latency cannot be measured on this machine now: {found.inconclusive_because}: end what else runs "
+                    "on it, and run again to resume"
+                )
         if self.dense_ms is not None:
             return self.dense_ms * (found.ratio.high if found.ratio else 1.0)
         return found.second.interval_ms[1] if found.second.interval_ms else float("inf")
@@ -93,14 +99,16 @@ def mask_choice(context: Context, model: "nn.Module", groups: "Groups", budgets:
     if latency is None or context.workspace.job.rank > 0:
         return choose_mask  # rank 0 decides for all
     if context.config.latency_table is not None:
-        error = held_out_error(context, model, groups).largest
+        error = fitted_latency(context, model, groups).error.largest
         safe = [replace(b, limit=b.limit * (1 - error)) if b is latency else b for b in budgets]
         return lambda scores, groups, _, align: best_groups(scores, groups, select_widths(scores, groups, safe, align))
     measure = _meter(context, model, groups, latency)
 
     def choose(scores: "Tensor", groups: "Groups", budgets: "Sequence[Budget]", align: "Align") -> "Tensor":
+        started = time.perf_counter()
         widths, rounds = settle_widths(scores, groups, budgets, align, latency, measure)
-        context.run.record.event(SETTLED, stage=context.stage.name, rounds=[asdict(r) for r in rounds])
+        took = time.perf_counter() - started
+        context.run.record.event(SETTLED, stage=context.stage.name, rounds=[asdict(r) for r in rounds], seconds=took)
         last = max((r for r in rounds if r.measured <= HELD * latency.limit), key=lambda r: r.measured)
         context.display.say(
             f"latency {len(rounds)} structures measured; {last.measured:.3g} ms of {latency.limit:.3g} ms allowed, "

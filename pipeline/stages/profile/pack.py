@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from atopipe.ato.groups import Groups
-    from atopipe.ato.recipe import Align
+    from atopipe.ato.search.selection import Align
     from atopipe.pipeline.engine.workspace import Workspace
 
 FORMAT, ARCHIVE = 2, "networks.zip"  # as probe.py has them
@@ -86,9 +86,10 @@ def write_pack(
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for number, (role, widths) in enumerate(_structures(network.groups, align, generator)):
             model = network.without_weights(widths)
-            entry = {"file": f"{number:03}.onnx", "for": role, "widths": [int(width) for width in widths]}
-            archive.writestr(zipfile.ZipInfo(entry["file"]), model, zipfile.ZIP_DEFLATED)
-            entries.append({**entry, "sha256": sha256_bytes(model)})
+            file = f"{number:03}.onnx"
+            archive.writestr(zipfile.ZipInfo(file), model, zipfile.ZIP_DEFLATED)
+            kept = [int(width) for width in widths]
+            entries.append({"file": file, "for": role, "widths": kept, "sha256": sha256_bytes(model)})
             if number == 0:
                 write_bytes(folder / DENSE, model)
     write_bytes(folder / ARCHIVE, content.getvalue())
@@ -105,9 +106,7 @@ def write_pack(
     return pack
 
 
-def _structures(
-    groups: "Groups", align: "Align", generator: "torch.Generator"
-) -> "Iterator[tuple[str, Tensor]]":
+def _structures(groups: "Groups", align: "Align", generator: "torch.Generator") -> "Iterator[tuple[str, Tensor]]":
     """What each network is for, and its widths [sets]; the dense one first, then the narrowest: all lie between."""
     import torch
 

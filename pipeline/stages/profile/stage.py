@@ -10,7 +10,7 @@ from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.deployment import session_arguments
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.stages.profile.pack import make_pack
-from atopipe.pipeline.stages.profile.table import TABLE, LatencyTable, check_table, read_table
+from atopipe.pipeline.stages.profile.table import TABLE, LatencyTable, check_table, read_table, require_steady
 from atopipe.pipeline.system.files import write_json
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def run(context: Context) -> dict[str, float]:
     pack = make_pack(context.workspace, folder)
     table = read_table(config.latency_table) if config.latency_table is not None else timed_here(config, folder)
     check_table(table, pack, config.deployment, config.latency_table or "made here")
+    require_steady(table)
     write_json(context.folder / TABLE, table.model_dump())
     dense = table.networks[0].ms
     where = f"{table.processor}, {table.threads} threads, batch {table.batch}, ONNX Runtime {table.runtime}"

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +20,13 @@ from atopipe.export.onnx import export_onnx
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import DeploymentSettings
 from atopipe.pipeline.models.build import build_model
+from atopipe.pipeline.stages.profile import pack as packs
+from atopipe.pipeline.stages.profile import probe
+from atopipe.pipeline.stages.profile.cliffs import Cliff, cliffs
 from atopipe.pipeline.stages.profile.measure import LatencyMeter
-from atopipe.pipeline.stages.profile.pack import Architecture, random_widths, write_pack
-from atopipe.pipeline.stages.profile.table import LatencyTable, check_table, read_table
-from atopipe.pipeline.system.errors import MissingError, UsageError
+from atopipe.pipeline.stages.profile.pack import ARCHIVE, Architecture, random_widths, write_pack
+from atopipe.pipeline.stages.profile.table import LatencyTable, check_table, read_table, require_steady
+from atopipe.pipeline.system.errors import Inconclusive, MissingError, UsageError
 
 
 def operations(content: bytes) -> list[str]:
@@ -77,42 +82,63 @@ def test_a_weightless_graph_is_that_of_a_real_export(name: str, tmp_path: Path) 
     assert weight_shapes(again.without_weights(widths)) == weight_shapes(ours)
 
 
+def test_no_two_weights_are_alike(tmp_path: Path) -> None:
+    """A runtime keeps equal constants once; a trained network has none, and is slower than what shares its cache."""
+    graph = onnx.load_from_string(
+        architecture("resnet20", tmp_path).without_weights(torch.tensor([8.0] * 12).double())
+    ).graph
+    fills = {
+        node.output[0]: float(onnx.numpy_helper.to_array(node.attribute[0].t)[0])
+        for node in graph.node
+        if node.op_type == "ConstantOfShape"
+    }
+    weights = [node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in fills]
+    assert len(weights) > 20
+    assert len({fills[name] for name in weights}) == len(weights)
+
+
 def test_a_device_times_every_layer_of_every_network(tmp_path: Path) -> None:
     network, pack = architecture("resnet20", tmp_path), tmp_path / "pack"
     pack.mkdir()
     said = write_pack(pack, network, torch.zeros(1, 3, 32, 32), align=4, generator=torch.Generator().manual_seed(0))
-    for extra in said["networks"][4:]:  # four are enough to see
-        (pack / extra["file"]).unlink()
-    (pack / "pack.json").write_text(json.dumps({**said, "networks": said["networks"][:4]}))
+    assert sum(file.stat().st_size for file in pack.iterdir()) < 1e6
+    assert {entry["for"] for entry in said["networks"]} == {"fit", "held-out", "cliff"}
+    (pack / "pack.json").write_text(json.dumps({**said, "networks": said["networks"][:4]}))  # enough to see
     blocked = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'probe.py'; "
     code = blocked + f"import runpy; runpy.run_path({str(pack / 'probe.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, str(pack)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    table = json.loads((pack / "latency.json").read_text())
+    table = read_table(str(pack / "latency.json"))
     layers = {name for name, module in network.model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    for timed in table["networks"]:
-        assert set(timed["layers"]) == layers
-        assert 0.2 < (sum(timed["layers"].values()) + timed["rest"]) / timed["ms"] < 5
-    assert table["networks"][0]["ms"] > 0
-    assert (table["pack"], table["threads"], table["batch"]) == (said["digest"], 1, 1)
+    for timed in table.networks:
+        assert set(timed.layers) == set(timed.operations) == layers
+        assert 0.5 < sum(timed.layers.values()) / timed.ms < 3
+    assert (table.pack, table.threads, table.batch) == (said["digest"], 1, 1)
+
+
+def test_the_probe_and_the_pack_are_of_one_format() -> None:
+    assert (packs.FORMAT, packs.ARCHIVE) == (probe.FORMAT, probe.NETWORKS)
+
+
+ENTRY = {"file": "000.onnx", "sha256": "0" * 64, "widths": [1]}
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("text", "words"),
     [
-        (lambda pack: (pack / "001.onnx").write_bytes(b"other"), "has changed: make the pack again"),
-        (lambda pack: (pack / "pack.json").write_text("{"), "is no pack of networks"),
-        (lambda pack: (pack / "pack.json").write_text('{"networks": [], "format": 9}'), "is a pack of another version"),
+        (json.dumps({"format": 2, "networks": [ENTRY]}), "'000.onnx' in"),
+        (json.dumps({"format": 2, "networks": [{**ENTRY, "file": "001.onnx"}]}), "is no pack of networks"),
+        ("{", "is no pack of networks"),
+        ("[]", "is no pack of networks"),
+        ('{"networks": [], "format": 9}', "is a pack of another version"),
     ],
-    ids=["changed", "cut off", "other version"],
+    ids=["changed", "not in the archive", "cut off", "a list", "other version"],
 )
-def test_a_damaged_pack_is_one_sentence(harm, words: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "001.onnx").write_bytes(b"model")
-    (tmp_path / "probe.py").write_bytes((Path(__file__).parents[3] / "pipeline/stages/profile/probe.py").read_bytes())
-    harm(tmp_path)
-    if not (tmp_path / "pack.json").exists():
-        entry = {"file": "001.onnx", "sha256": "0" * 64, "widths": [1]}
-        (tmp_path / "pack.json").write_text(json.dumps({"format": 1, "networks": [entry]}))
+def test_a_damaged_pack_is_one_sentence(text: str, words: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / ARCHIVE, "w") as archive:
+        archive.writestr("000.onnx", b"model")
+    (tmp_path / "probe.py").write_bytes(Path(probe.__file__).read_bytes())
+    (tmp_path / "pack.json").write_text(text)
     command = [sys.executable, str(tmp_path / "probe.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -121,9 +147,23 @@ def test_a_damaged_pack_is_one_sentence(harm, words: str, tmp_path: Path) -> Non
     assert done.stderr.count("\n") == 1
 
 
-NETWORK = {"file": "000.onnx", "ms": 2.0, "layers": {"conv1": 1.0}, "rest": 0.5}
-TABLE = {
-    "format": 1,
+def test_a_provider_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    network, pack = architecture("resnet20", tmp_path), tmp_path / "pack"
+    pack.mkdir()
+    write_pack(pack, network, torch.zeros(1, 3, 32, 32), align=4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(probe.Failed, match=r"^provider 'QNNExecutionProvider' is not in this ONNX Runtime: choose"):
+        probe.probe(pack, "QNNExecutionProvider", 1, 1)
+
+
+NETWORK: dict[str, Any] = {
+    "file": "000.onnx",
+    "ms": 2.0,
+    "spread": 0.01,
+    "layers": {"conv1": 1.5},
+    "operations": {"conv1": 2},
+}
+TABLE: dict[str, Any] = {
+    "format": 2,
     "pack": "0" * 64,
     "runtime": "1.20.0",
     "processor": "ARM Cortex-A76",
@@ -138,7 +178,7 @@ TABLE = {
 
 
 def test_a_table_is_read_back(tmp_path: Path) -> None:
-    (tmp_path / "latency.json").write_text(json.dumps(TABLE))
+    (tmp_path / "latency.json").write_text(probe.sealed(TABLE))
     assert read_table(str(tmp_path / "latency.json")).model_dump() == TABLE
 
 
@@ -151,11 +191,17 @@ def test_a_table_that_is_not_there_names_what_writes_it(tmp_path: Path) -> None:
     )
 
 
+WHOLE = probe.sealed(TABLE)
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        json.dumps(TABLE)[:-20],
+        WHOLE[:-20],
+        WHOLE.replace("2.0", "1.0", 1),
+        json.dumps(TABLE),
         "[" * 100_000,
+<<<<<<< HEAD
         json.dumps([TABLE]),
         json.dumps({**TABLE, "format": 2}),
         json.dumps({**TABLE, "format": True}),
@@ -172,13 +218,54 @@ def test_a_table_that_is_not_there_names_what_writes_it(tmp_path: Path) -> None:
         "\0" * 40,
     ],
     ids=[f"case {number}" for number in range(16)],
+=======
+        probe.sealed({**TABLE, "format": 3}),
+        probe.sealed({name: value for name, value in TABLE.items() if name != "networks"}),
+        probe.sealed({**TABLE, "networks": [None]}),
+        probe.sealed({**TABLE, "threads": True}),
+        probe.sealed({**TABLE, "networks": [{**NETWORK, "ms": "2.0"}]}),
+        probe.sealed({**TABLE, "networks": [{**NETWORK, "ms": 0.0}]}),
+        probe.sealed({**TABLE, "networks": [{**NETWORK, "layers": []}]}),
+        probe.sealed({**TABLE, "networks": [{**NETWORK, "layers": {}}]}),
+        probe.sealed({**TABLE, "networks": [{**NETWORK, "operations": {"conv1": 0}}]}),
+        "\0" * 40,
+    ],
+    ids=[f"case {number}" for number in range(14)],
+>>>>>>> e831944 (Latency is fitted in whole blocks of channels, layers add up to the whole, and weights that are no copies of each other are timed)
 )
-def test_a_damaged_table_is_one_sentence(content: str, tmp_path: Path) -> None:
+def test_a_damaged_or_edited_table_is_one_sentence(content: str, tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
     file.write_text(content)
     with pytest.raises(UsageError) as caught:
         read_table(str(file))
-    assert str(caught.value) == f"--latency-table '{file}' is no latency.json of a probe, or damaged: copy it again"
+    assert str(caught.value) == (
+        f"--latency-table '{file}' is no latency.json of a probe, or was edited or cut off: copy it again"
+    )
+
+
+def test_a_table_of_a_busy_device_decides_nothing_and_says_how_busy_it_was() -> None:
+    def table(*spreads: float) -> LatencyTable:
+        return LatencyTable.model_validate({**TABLE, "networks": [{**NETWORK, "spread": s} for s in spreads]})
+
+    require_steady(table(0.01, 0.05, 0.9))
+    with pytest.raises(Inconclusive, match=r"differ by 31 % from round to round, more than 20 %: end what else runs"):
+        require_steady(table(0.01, 0.31, 0.9))
+
+
+def test_cliffs_are_found_where_fewer_channels_take_longer(tmp_path: Path) -> None:
+    network = architecture("resnet20", tmp_path)
+    sizes, layers = network.groups.sizes, ["stage1.0.conv1", "stage1.0.conv2"]
+    pack = {
+        "networks": [
+            {"for": "fit", "widths": sizes},
+            {"for": "fit", "widths": [1] * len(sizes)},
+            *({"for": "cliff", "widths": [size - fewer for size in sizes]} for fewer in (1, 2)),
+        ]
+    }
+    times = [(1.0, 1.0), (9.0, 9.0), (1.5, 1.01), (1.4, 0.9)]
+    networks = [{**NETWORK, "layers": dict(zip(layers, pair, strict=True))} for pair in times]
+    table = LatencyTable.model_validate({**TABLE, "networks": networks})
+    assert cliffs(pack, table, network.model, network.groups) == [Cliff("stage1.0.conv1", (15, 15), 1.5, (16, 16), 1.0)]
 
 
 @pytest.mark.parametrize(
