@@ -1,4 +1,4 @@
-"""Is a budget in latency kept? Whole runs with `--target-latency`, few epochs on few pictures: the promise is about time.
+"""Is a budget in latency kept? Whole runs with `--target-latency`, a few epochs on few pictures: this is about time.
 
     python benchmarks/latency_budget.py                                  # 9 cases, one thread, one picture
     python benchmarks/latency_budget.py --threads 2                      # the same with two threads
@@ -20,7 +20,7 @@ import numpy as np
 from record import append, environment, rows
 
 CASES = [f"{model}:{target}" for model in ("resnet50", "mobilenet_v2", "resnet18") for target in (0.7, 0.5, 0.3)]
-TRAIN, VAL, SIZE, CLASSES = 32, 32, 224, 4
+TRAIN, VAL, SIZE, CLASSES = 16, 32, 224, 4
 NAME = "latency_budget"
 
 
@@ -41,8 +41,8 @@ def command(case: dict[str, Any], output: Path, table: str | None, reuse: Path |
         "target-latency": case["target"],
         "data": f"{Path(__file__)}:pictures",
         "input-size": SIZE,
-        "epochs": 3,
-        "batch-size": 8,
+        "epochs": 2,
+        "batch-size": 4,
         "deploy-threads": case["threads"],
         "deploy-batch": case["batch"],
         "output": output,
