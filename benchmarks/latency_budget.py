@@ -39,7 +39,7 @@ def command(case: dict[str, Any], output: Path, table: str | None, reuse: Path |
     options = {
         "model": case["model"],
         "target-latency": case["target"],
-        "data": f"{Path(__file__)}:pictures",
+        "data": f"{Path(__file__).resolve()}:pictures",
         "input-size": SIZE,
         "epochs": 2,
         "batch-size": 4,
@@ -50,7 +50,7 @@ def command(case: dict[str, Any], output: Path, table: str | None, reuse: Path |
         **({"reuse": reuse} if reuse else {}),
     }
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "atopipe", "run", "--no-preflight", *given]
+    return [sys.executable, "-m", "atopipe.pipeline", "run", "--no-preflight", *given]
 
 
 def findings(folder: Path) -> dict[str, Any]:
