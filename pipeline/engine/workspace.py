@@ -255,24 +255,8 @@ class Workspace:
         """Removal, export and parity with random weights and masks; UsageError where they do not work."""
         from atopipe.pipeline.engine.preflight import passed_preflight
 
-<<<<<<< HEAD
         align, generator, name = self.config.recipe.align, self.generator(Stream.PREFLIGHT), self.config.model.name
-        return passed_preflight(name, model, groups, budgets, self.example, align=align, generator=generator)
-=======
-        align, generator = steps or self.config.recipe.align, self.generator(Stream.PREFLIGHT)
-        name = self.config.model.name
-        try:
-            with torch.random.fork_rng(devices=[]):  # the check does not change the random numbers of the run
-                preflight = run_preflight(model, groups, budgets, self.example, align=align, generator=generator)
-        except (LossyError, ExportError, ParityError) as error:
-            raise UsageError(f"model '{name}' fails the preflight check: {error}") from error
-        if not preflight.passed:
-            raise UsageError(
-                f"model '{name}' fails the preflight check: ONNX Runtime's logits differ from torch's by "
-                f"{preflight.parity:.1e} of their size, more than {preflight.tolerance:g}; skip it with --no-preflight"
-            )
-        return preflight
->>>>>>> e831944 (Latency is fitted in whole blocks of channels, layers add up to the whole, and weights that are no copies of each other are timed)
+        return passed_preflight(name, model, groups, budgets, self.example, align=steps or align, generator=generator)
 
     def generator(self, stream: Stream) -> "torch.Generator":
         """A CPU generator of that stream of the run's seed, unlike that of any other seed."""

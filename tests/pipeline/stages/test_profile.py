@@ -97,13 +97,21 @@ def test_no_two_weights_are_alike(tmp_path: Path) -> None:
     assert len({fills[name] for name in weights}) == len(weights)
 
 
+@pytest.fixture
+def few_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs of few networks: enough to see."""
+    monkeypatch.setattr(packs, "FITTED", 3)
+    monkeypatch.setattr(packs, "HELD_OUT", 1)
+    monkeypatch.setattr(packs, "FEWER", (1,))
+
+
+@pytest.mark.usefixtures("few_networks")
 def test_a_device_times_every_layer_of_every_network(tmp_path: Path) -> None:
     network, pack = architecture("resnet20", tmp_path), tmp_path / "pack"
     pack.mkdir()
     said = write_pack(pack, network, torch.zeros(1, 3, 32, 32), align=4, generator=torch.Generator().manual_seed(0))
-    assert sum(file.stat().st_size for file in pack.iterdir()) < 1e6
+    assert sum(file.stat().st_size for file in pack.iterdir()) < 1e6 / 10
     assert {entry["for"] for entry in said["networks"]} == {"fit", "held-out", "cliff"}
-    (pack / "pack.json").write_text(json.dumps({**said, "networks": said["networks"][:4]}))  # enough to see
     blocked = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'probe.py'; "
     code = blocked + f"import runpy; runpy.run_path({str(pack / 'probe.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, str(pack)], capture_output=True, text=True, check=False)
@@ -147,6 +155,7 @@ def test_a_damaged_pack_is_one_sentence(text: str, words: str, tmp_path: Path) -
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("few_networks")
 def test_a_provider_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     network, pack = architecture("resnet20", tmp_path), tmp_path / "pack"
     pack.mkdir()
@@ -201,25 +210,8 @@ WHOLE = probe.sealed(TABLE)
         WHOLE.replace("2.0", "1.0", 1),
         json.dumps(TABLE),
         "[" * 100_000,
-<<<<<<< HEAD
-        json.dumps([TABLE]),
-        json.dumps({**TABLE, "format": 2}),
-        json.dumps({**TABLE, "format": True}),
-        json.dumps({name: value for name, value in TABLE.items() if name != "networks"}),
-        json.dumps({**TABLE, "networks": [{"file": "000.onnx", "ms": "fast", "layers": {}, "rest": 0}]}),
-        json.dumps({**TABLE, "networks": [None]}),
-        json.dumps({**TABLE, "threads": True}),
-        json.dumps({**TABLE, "networks": [{**NETWORK, "ms": "2.0"}]}),
-        json.dumps({**TABLE, "networks": [{**NETWORK, "ms": 0.0}]}),
-        json.dumps({**TABLE, "networks": [{**NETWORK, "rest": None}]}),
-        json.dumps({**TABLE, "networks": [{**NETWORK, "layers": []}]}),
-        json.dumps({**TABLE, "networks": [{**NETWORK, "layers": {}}]}),
-        json.dumps(TABLE).replace("0.5", "1" * 400),
-        "\0" * 40,
-    ],
-    ids=[f"case {number}" for number in range(16)],
-=======
         probe.sealed({**TABLE, "format": 3}),
+        probe.sealed({**TABLE, "format": True}),
         probe.sealed({name: value for name, value in TABLE.items() if name != "networks"}),
         probe.sealed({**TABLE, "networks": [None]}),
         probe.sealed({**TABLE, "threads": True}),
@@ -230,8 +222,7 @@ WHOLE = probe.sealed(TABLE)
         probe.sealed({**TABLE, "networks": [{**NETWORK, "operations": {"conv1": 0}}]}),
         "\0" * 40,
     ],
-    ids=[f"case {number}" for number in range(14)],
->>>>>>> e831944 (Latency is fitted in whole blocks of channels, layers add up to the whole, and weights that are no copies of each other are timed)
+    ids=[f"case {number}" for number in range(15)],
 )
 def test_a_damaged_or_edited_table_is_one_sentence(content: str, tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
