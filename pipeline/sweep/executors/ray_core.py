@@ -7,21 +7,24 @@ a trial has a session of its own that is ended with it, and is asked to end when
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from atopipe.pipeline.rundir.lock import is_held
 from atopipe.pipeline.sweep.executors.interface import ATTEMPTS, FINE, Ended, Started, Tell, Trial, not_started
-from atopipe.pipeline.sweep.executors.pool import LAST_CHECKPOINT_S, reason_of, was_killed
-from atopipe.pipeline.system.errors import Interrupted, MissingError
+from atopipe.pipeline.sweep.executors.pool import LAST_CHECKPOINT_S, PATIENCE_S, reason_of, was_killed
+from atopipe.pipeline.system.errors import Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.signals import StopRequest, ending, handled_by
 from atopipe.pipeline.system.text import first_line
 
 POLL_S = 0.5
-CONNECTION_S = "10"  # Ray tries for minutes otherwise
+CONNECTION_S = 10.0
 
 
 class RayCluster:
@@ -59,7 +62,7 @@ class RayCluster:
         cores = max(1, int(have.get("CPU", 1) / self.jobs)) if self.jobs else 1
         task = self.ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=ATTEMPTS - 1)(carry_out)
         where, path = str(Path.cwd()), os.environ.get("PYTHONPATH", "")
-        return lambda trial: task.remote(trial.command, str(trial.log.absolute()), where, path, cores)
+        return lambda trial: task.remote(trial.command, str(trial.directory), str(trial.log), where, path, cores)
 
     def _start_some(
         self, waiting: list[Trial], running: dict[Any, Trial], start: Callable[[Trial], Any], tell: Tell
@@ -101,29 +104,46 @@ def _connected(address: str | None) -> Any:
         import ray
     except ImportError:
         raise MissingError("--executor ray needs the package 'ray': pip install 'atopipe[ray]'") from None
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", CONNECTION_S)
+    if address is not None:
+        _require_answer(address)
     local: Mapping[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"no Ray cluster answers at '{address}'" if address else "Ray cannot start here"
-        raise MissingError(
-            f"{where} ({first_line(error)}): start one with 'ray start --head', or give --address"
-        ) from None
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        raise MissingError(f"Ray cannot be used ({first_line(error)}): see 'ray status' on its head") from None
     return ray
 
 
-def carry_out(command: Sequence[str], log: str, folder: str, path: str, cores: int) -> int:
+def _require_answer(address: str) -> None:
+    """UsageError for what is no address, MissingError where nobody answers: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--address is '{address}', but must be HOST:PORT, as 'ray start --head' shows it")
+    try:
+        socket.create_connection((host, int(port)), CONNECTION_S).close()
+    except (OSError, OverflowError) as error:
+        who = f"no Ray cluster answers at '{address}' ({error})"
+        raise MissingError(f"{who}: start one with 'ray start --head'") from None
+
+
+def carry_out(command: Sequence[str], directory: str, log: str, folder: str, path: str, cores: int) -> int:
     """In a worker: the command's exit code; it is done again if it was killed, and nothing it started is left."""
     with suppress(ValueError):  # outside the main thread
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a worker may have it ignored, and would never learn the code
     code = 1
     for _ in range(ATTEMPTS):
-        code = _once(command, log, folder, _environment(path, cores))
+        _wait_until_free(Path(folder, directory))
+        code = _once(command, str(Path(folder, log)), folder, _environment(path, cores))
         if not was_killed(code):
             break
     return code
+
+
+def _wait_until_free(directory: Path) -> None:
+    """Until the process of a worker that was lost has let go of the run, or has not for long."""
+    end = time.monotonic() + PATIENCE_S
+    while is_held(directory) and time.monotonic() < end:
+        time.sleep(POLL_S)
 
 
 def _once(command: Sequence[str], log: str, folder: str, environment: Mapping[str, str]) -> int:

@@ -20,7 +20,7 @@ def test_a_worker_gives_the_exit_code_and_starts_again_what_was_killed(tmp_path:
     note = f"import os, pathlib; p = pathlib.Path({str(tmp_path / 'n')!r}); n = p.exists(); p.touch();"
     once = f"{note} n or os.kill(os.getpid(), 9)"
     for code, command in ((5, "raise SystemExit(5)"), (0, once), (-9, "import os; os.kill(os.getpid(), 9)")):
-        assert carry_out([sys.executable, "-c", command], str(tmp_path / "log"), str(tmp_path), "", 1) == code
+        assert carry_out([sys.executable, "-c", command], ".", "log", str(tmp_path), "", 1) == code
 
 
 def test_a_worker_passes_its_share_of_cores_and_no_other_setting(
@@ -28,7 +28,7 @@ def test_a_worker_passes_its_share_of_cores_and_no_other_setting(
 ) -> None:
     monkeypatch.setenv("ATOPIPE_EPOCHS", "99")
     show = "import os; print(sorted(n for n in os.environ if n.startswith('ATOPIPE_')), os.environ['ATOPIPE_THREADS'])"
-    carry_out([sys.executable, "-c", show], str(tmp_path / "log"), str(tmp_path), "", 3)
+    carry_out([sys.executable, "-c", show], ".", "log", str(tmp_path), "", 3)
     assert (tmp_path / "log").read_text() == "['ATOPIPE_THREADS'] 3\n"
 
 
