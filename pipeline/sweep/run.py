@@ -18,8 +18,10 @@ from atopipe.pipeline.sweep.report import write_report
 from atopipe.pipeline.sweep.trials import SweepDirectory
 from atopipe.pipeline.system.errors import UsageError
 from atopipe.pipeline.system.files import DamagedError, read_sealed, write_sealed
+from atopipe.pipeline.tracking.mirror import parent_tracked
 
 PLAN = "plan.json"
+REPORTS = ("sweep.html", "sweep.json", "sweep.csv")
 
 
 class Plan(BaseModel):
@@ -43,10 +45,10 @@ def sweep(
     executor: Executor,
     *,
     title: str,
-    options: Sequence[str] = (),
+    trackers: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Runs what is not complete of the `members` in `root`, each with these `options`, and reports.
+    """Runs what is not complete of the `members` in `root`, each mirrored in these `trackers`, and reports.
 
     `root` is new, or holds the same runs or some of them. Raises UsageError for anything else, and for targets that
     cannot be reached; MissingError where another sweep works there; Interrupted.
@@ -67,8 +69,10 @@ def sweep(
                 failures[happened.trial.name] = f"{happened.reason}, see '{happened.trial.log}'"
             say(_line(happened))
 
-        executor.run(list(directory.trials(members, options)), tell)
-        return Result(report(root), failures)
+        axes = {axis: ", ".join(dict.fromkeys(m.chosen[axis] for m in members)) for axis in members[0].chosen}
+        with parent_tracked(root, trackers, axes, REPORTS, say):
+            executor.run(list(directory.trials(members, [f"--{name}" for name in trackers])), tell)
+            return Result(report(root), failures)
 
 
 def report(root: Path) -> Curve:

@@ -16,6 +16,7 @@ from atopipe.pipeline.system.text import first_line
 NEEDS: Mapping[str, tuple[str, ...]] = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 """Tracker -> the modules it needs, which its extra installs."""
 
+WITH_PARENTS = ("mlflow",)
 REPORTS = ("summary.md", "report.html", "junit.xml", "bundle.zip")
 FILES = ("config.yaml", "metrics.json", "manifest.json", "events.jsonl", *REPORTS)
 SETTLED = (GateFailed, Inconclusive)  # valid results, though not what was hoped for
@@ -55,10 +56,10 @@ class Mirror:
         for event in past:
             self.follow(event)
 
-    def end(self, outcome: str, root: Path) -> None:
-        """What came out in the run directory."""
+    def end(self, outcome: str, root: Path, files: Sequence[str] = FILES) -> None:
+        """What came out in the directory."""
         self._try(lambda: self._metrics(_metrics_in(root)))
-        self._try(self.tracker.close, outcome, [root / name for name in FILES if (root / name).exists()])
+        self._try(self.tracker.close, outcome, [root / name for name in files if (root / name).exists()])
 
     def _metrics(self, values: Mapping[str, float]) -> None:
         """Values that are new to the tracker."""
@@ -85,7 +86,7 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
     """
     for name in names:
         require_installed(name)
-    mirrors = [Mirror(name, _tracker(name, run, force=force), say) for name in names]
+    mirrors = [Mirror(name, _tracker(name, run.root, force=force), say) for name in names]
     past = [] if force or not names else current(read_events(run.root / "events.jsonl"))
     for mirror in mirrors:
         mirror.begin(dict(_flat(run.config.resolved())), past)
@@ -106,6 +107,26 @@ def mirrored(run: RunDirectory, names: Sequence[str], *, force: bool, say: Calla
             mirror.end(outcome, run.root)
 
 
+@contextmanager
+def parent_tracked(
+    root: Path, names: Sequence[str], parameters: Mapping[str, str], files: Sequence[str], say: Callable[[str], None]
+) -> Iterator[None]:
+    """While active, the sweep in `root` has a run of its own in those trackers that know parents and children.
+
+    Its `files` are given to it at the end. TensorBoard has no such thing: it shows all runs below a folder.
+    """
+    mirrors = [Mirror(name, _tracker(name, root, force=False), say) for name in names if name in WITH_PARENTS]
+    for mirror in mirrors:
+        mirror.begin(parameters, ())
+    outcome = "interrupted"
+    try:
+        yield
+        outcome = "finished"
+    finally:
+        for mirror in mirrors:
+            mirror.end(outcome, root, files)
+
+
 def require_installed(name: str) -> None:
     """MissingError, with the line that installs it, where a tracker's package is missing."""
     missing = [module for module in NEEDS[name] if find_spec(module) is None]
@@ -113,10 +134,10 @@ def require_installed(name: str) -> None:
         raise MissingError(f"--{name} needs the package '{missing[0]}': pip install 'atopipe[{name}]'")
 
 
-def _tracker(name: str, run: RunDirectory, *, force: bool) -> Tracker:
+def _tracker(name: str, root: Path, *, force: bool) -> Tracker:
     module = importlib.import_module(f"atopipe.pipeline.tracking.{name}")
     try:
-        tracker: Tracker = module.open_tracker(run.root, force=force)
+        tracker: Tracker = module.open_tracker(root, force=force)
     except Exception as error:  # as above
         raise MissingError(
             f"--{name} cannot be used here ({first_line(error)}): repair it, or omit the option"

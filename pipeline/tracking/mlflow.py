@@ -20,7 +20,8 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every tabl
 
 STORE = "mlflow.db"  # where `mlflow ui` looks by itself
 EXPERIMENT = "atopipe"
-RECORD = "mlflow.json"  # which MLflow run a run directory belongs to
+RECORD = "mlflow.json"  # which MLflow run a run directory or a sweep belongs to
+PARENT, FOLDER_TAG = "mlflow.parentRunId", "atopipe.directory"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 LONGEST = 500  # characters of a parameter, in every version of MLflow
 AT_ONCE = 100  # parameters that a request may hold
@@ -56,19 +57,29 @@ class MLflow:
 
 
 def open_tracker(root: Path, *, force: bool) -> MLflow:
-    """The MLflow run that this run directory had before in the same store, or a new one; with `force` a new one."""
+    """The MLflow run that this run directory had before in the same store, or a new one; with `force` a new one.
+
+    That of a member of a sweep is a child of the sweep's, which lies two folders above.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(STORE).resolve()}"
     client = MlflowClient(tracking_uri=uri)
-    record = root / RECORD
-    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    record, parent = root / RECORD, _known(root.parent.parent / RECORD)
+    known = _known(record)
     if known.get("store") == uri and not force and _is_there(client, known["run"]):
         return MLflow(client, known["run"])
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     experiment = client.get_experiment_by_name(name)
     place = experiment.experiment_id if experiment else client.create_experiment(name)
-    run_id = client.create_run(place, run_name=root.name, tags={"atopipe.directory": root.name}).info.run_id
+    tags = {FOLDER_TAG: root.name, **({PARENT: parent["run"]} if parent.get("store") == uri else {})}
+    run_id = client.create_run(place, run_name=root.name, tags=tags).info.run_id
     record.write_text(json.dumps({"store": uri, "run": run_id}) + "\n", encoding="utf-8")
     return MLflow(client, run_id)
+
+
+def _known(record: Path) -> dict[str, str]:
+    """The store and the id of the MLflow run that a file names; empty where there is none."""
+    known: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    return known
 
 
 def _is_there(client: MlflowClient, run_id: str) -> bool:

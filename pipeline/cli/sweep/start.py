@@ -58,7 +58,7 @@ def start(
         root,
         _executor(executor, Request(jobs, address, members[0].config, root, say)),
         title=_title(members[0].config, axes),
-        options=[f"--{name}" for name in trackers],
+        trackers=trackers,
         say=say,
     )
     if as_json:

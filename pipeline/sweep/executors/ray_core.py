@@ -5,6 +5,7 @@ directory, which every node has to see. Ray kills only a worker's direct childre
 a trial has a session of its own that is ended with it, and is asked to end when its worker dies.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -108,7 +109,7 @@ def _connected(address: str | None) -> Any:
         _require_answer(address)
     local: Mapping[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         raise MissingError(f"Ray cannot be used ({first_line(error)}): see 'ray status' on its head") from None
     return ray
@@ -153,7 +154,9 @@ def _once(command: Sequence[str], log: str, folder: str, environment: Mapping[st
             bound, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True
         )
     try:
-        return process.wait()
+        while process.poll() is None:  # Ray's way to cancel a task does not interrupt a call that waits
+            time.sleep(POLL_S)
+        return process.returncode
     except BaseException:  # cancelled
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -18,7 +18,7 @@ from atopipe.pipeline.rundir.events import current, read_events
 from atopipe.pipeline.system.errors import GateFailed, Interrupted, MissingError, UsageError
 from atopipe.pipeline.system.machine import library_versions
 from atopipe.pipeline.tracking import mirror
-from atopipe.pipeline.tracking.mirror import FILES, NEEDS, mirrored
+from atopipe.pipeline.tracking.mirror import FILES, NEEDS, mirrored, parent_tracked
 
 HERE = {name: all(map(find_spec, modules)) for name, modules in NEEDS.items()}
 needs_tensorboard = pytest.mark.skipif(not HERE["tensorboard"], reason="TensorBoard is not installed")
@@ -244,3 +244,25 @@ def test_a_run_that_begins_anew_is_another_one_in_mlflow(run: RunDirectory, here
     (run.root / "mlflow.json").write_text((run.root / "mlflow.json").read_text().replace('"run": "', '"run": "gone'))
     with mirrored(run, ["mlflow"], force=False, say=pytest.fail):
         assert runs() == 3
+
+
+@needs_mlflow
+@their_warnings
+def test_the_members_of_a_sweep_are_children_of_its_run(here: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from atopipe.pipeline.tracking.mlflow import open_tracker
+
+    sweep, told = here / "curve", list[str]()
+    (sweep / "runs" / "0.3").mkdir(parents=True)
+    (sweep / "sweep.json").write_text("{}")
+    with parent_tracked(sweep, ["mlflow", "tensorboard"], {"seed": "0, 1"}, ["sweep.json", "sweep.csv"], told.append):
+        child = open_tracker(sweep / "runs" / "0.3", force=False)
+    client = MlflowClient(tracking_uri=f"sqlite:///{here / 'mlflow.db'}")
+    parent = client.get_run(client.get_run(child.run_id).data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name == "curve"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"seed": "0, 1"}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["sweep.json"]
+    assert told == []
+    assert not (sweep / "tensorboard").exists()
