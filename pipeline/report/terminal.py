@@ -62,7 +62,10 @@ class PlainDisplay(QuietDisplay):
             self.say(f"groups  {found} widths are proven after {seconds:.0f} s: still searching")
 
     def say(self, line: str) -> None:
-        print(_plain(line), file=self.stream, flush=True)
+        try:
+            print(_plain(line), file=self.stream, flush=True)
+        except BrokenPipeError:  # whoever read the lines has gone; the run is wanted all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def epoch(self, record: "EpochRecord") -> None:
         self.say(epoch_line(record))

@@ -36,6 +36,7 @@ checkpoint_minutes: {INTERVAL_MINUTES}
 threads: 1
 device: cpu
 """
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 EXIT_CODES = frozenset({0, 2, 3, 4, 5, 6, 130})  # 1 is a defect
 
 
@@ -153,3 +154,18 @@ def working_in(folder: Path) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.path[:] = path
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """A few bytes changed, dropped or doubled."""
+    changed = bytearray(content)
+    for _ in range(draw.randint(1, 8)):
+        place = draw.randrange(len(changed)) if changed else 0
+        kind = draw.choice(("set", "cut", "double"))
+        if kind == "set" and changed:
+            changed[place] = draw.randrange(256)
+        elif kind == "cut":
+            del changed[place : place + draw.randint(1, 40)]
+        else:
+            changed[place:place] = changed[place : place + draw.randint(1, 40)]
+    return bytes(changed)

@@ -3,6 +3,7 @@
 python tests/faults/soak.py kills --count 50     # about half an hour on one core
 python tests/faults/soak.py flips --count 200
 python tests/faults/soak.py fuzz                 # 400 inputs of each of five kinds
+python tests/faults/soak.py pictures             # 200 damaged pictures for the bundle's infer.py
 python tests/faults/soak.py cost                 # what checkpoints take of the time of training
 """
 
@@ -19,7 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from harness import INTERVAL_MINUTES, committed, digests, finish, flip_bit, furnish, kill_after, problems, working_in
+from harness import (
+    FORMATS,
+    INTERVAL_MINUTES,
+    committed,
+    digests,
+    finish,
+    flip_bit,
+    furnish,
+    kill_after,
+    mutated,
+    problems,
+    working_in,
+)
+from PIL import Image
 
 from atopipe.pipeline.cli.main import main as atopipe
 from atopipe.pipeline.system.machine import hardware, library_versions
@@ -91,7 +105,7 @@ def _commands(name: str) -> list[list[str]]:
 def _notices(command: list[str], name: str) -> bool:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        code = atopipe.main(command)
+        code = atopipe(command)
     return code in (2, 5) and (name in said.getvalue() or name == "config.yaml")
 
 
@@ -114,6 +128,29 @@ def fuzz() -> None:
 
 
 @soak.command()
+@click.option("--count", default=200, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def pictures(count: int, seed: int) -> None:
+    """Give damaged pictures to the bundle's infer.py: each gets an answer or one sentence, within a minute."""
+    draw, folder = random.Random(seed), furnish(Path(tempfile.mkdtemp()))
+    finish(folder, "out")
+    codes, wrong = Counter[int](), []
+    for number in range(count):
+        kind = FORMATS[number % len(FORMATS)]
+        content = io.BytesIO()
+        Image.radial_gradient("L").resize((40, 30)).convert("RGB").save(content, kind)
+        picture = folder / f"picture.{kind.lower()}"
+        picture.write_bytes(mutated(content.getvalue(), draw))
+        command = [sys.executable, str(folder / "out/bundle/infer.py"), "--image", str(picture), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        codes[done.returncode] += 1
+        said = done.stderr.strip().splitlines()
+        if (done.returncode == 0) != (said == []) or len(said) > 1 or "Traceback" in done.stderr:
+            wrong.append(f"{kind} {number}: exit {done.returncode}, {done.stderr[-300:]}")
+    _keep("pictures", count=count, seed=seed, codes=codes, wrong=wrong)
+
+
+@soak.command()
 @click.option("--minutes", default=0.1, show_default=True, help="Between two checkpoints.")
 @click.option("--epochs", default=60, show_default=True)
 def cost(minutes: float, epochs: int) -> None:
@@ -121,7 +158,7 @@ def cost(minutes: float, epochs: int) -> None:
     folder = Path(tempfile.mkdtemp())
     options = ["--model", "resnet18", "--target-flops", "0.3", "--threads", "1", "--device", "cpu"]
     with working_in(folder):
-        code = atopipe.main(
+        code = atopipe(
             ["train", *options, "--epochs", str(epochs), "--checkpoint-minutes", str(minutes), "--output", "out"]
         )
     events = [json.loads(line) for line in (folder / "out/events.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from harness import EXIT_CODES, working_in
+from harness import EXIT_CODES, FORMATS, mutated, working_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -32,7 +32,6 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
 )
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 PROFILE = settings.get_profile("soak" if settings.get_current_profile_name() == "soak" else "few")
 SHARED = settings(PROFILE, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -59,21 +58,6 @@ def replaced(tree: Any, path: tuple[Any, ...], value: object) -> Any:
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
     copy[path[0]] = replaced(copy[path[0]], path[1:], value)
     return copy
-
-
-def mutated(content: bytes, draw: random.Random) -> bytes:
-    """A few bytes changed, dropped or doubled."""
-    changed = bytearray(content)
-    for _ in range(draw.randint(1, 8)):
-        place = draw.randrange(len(changed)) if changed else 0
-        kind = draw.choice(("set", "cut", "double"))
-        if kind == "set" and changed:
-            changed[place] = draw.randrange(256)
-        elif kind == "cut":
-            del changed[place : place + draw.randint(1, 40)]
-        else:
-            changed[place:place] = changed[place : place + draw.randint(1, 40)]
-    return bytes(changed)
 
 
 @SHARED
