@@ -6,12 +6,15 @@ A *group* is the set of parameter slices which, when all zero, make a structure'
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from atopipe.ato.layers import Axis
+from atopipe.ato import layers
+from atopipe.ato.layers import AXES, Axis
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,20 +109,53 @@ class Groups:
         """Read groups; raises GroupsError when the text is none."""
         try:
             plain = json.loads(text)
-            sets = [GroupSet(s["name"], s["size"], tuple(map(_member, s["members"]))) for s in plain["sets"]]
-            whole = [Unprunable(**{**width, "layers": frozenset(width["layers"])}) for width in plain["unprunable"]]
-            return Groups(tuple(sets), tuple(whole), plain["proven_in_training"])
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            sets = [
+                GroupSet(_is(s["name"], str), _is(s["size"], int), tuple(_member(m, s["size"]) for m in s["members"]))
+                for s in plain["sets"]
+            ]
+            whole = [_unprunable(width) for width in plain["unprunable"]]
+            return Groups(tuple(sets), tuple(whole), _is(plain["proven_in_training"], bool))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
             raise GroupsError(f"this is not a file of groups ({type(error).__name__}: {error})") from error
+
+    def require_fit(self, model: nn.Module) -> None:
+        """Raises GroupsError unless every member's channels are within a layer of `model`."""
+        modules = dict(model.named_modules())
+        for group_set in self.sets:
+            if not group_set.layers:
+                raise GroupsError(f"the groups of '{group_set.name}' are held by no layer")
+            for member in group_set.members:
+                module = modules.get(member.module)
+                width = layers.channels(module, member.axis) if isinstance(module, layers.PRUNABLE) else 0
+                if not 0 <= int(member.index.min()) <= int(member.index.max()) < width:
+                    raise GroupsError(f"the groups name channels of '{member.module}' that the network does not have")
+
+
+def _is(value: Any, kind: type[T]) -> T:
+    """The value, which is of this kind as JSON has it: true is no number."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
+
+
+def _unprunable(plain: dict[str, Any]) -> Unprunable:
+    texts = (_is(plain["name"], str), _is(plain["size"], int), _is(plain["reason"], str))
+    names = frozenset(_is(name, str) for name in plain["layers"])
+    return Unprunable(*texts, names, _is(plain["final"], bool))
 
 
 def _plain(member: Member) -> dict[str, Any]:
     return {**vars(member), "index": member.index.tolist(), "group": member.group.tolist()}
 
 
-def _member(plain: dict[str, Any]) -> Member:
-    index, group = (torch.tensor(plain[name], dtype=torch.int64) for name in ("index", "group"))
-    return Member(**{**plain, "index": index, "group": group})
+def _member(plain: dict[str, Any], size: int) -> Member:
+    numbers = {name: [_is(value, int) for value in plain[name]] for name in ("index", "group")}
+    index, group = (torch.tensor(values, dtype=torch.int64) for values in numbers.values())
+    if plain["axis"] not in AXES or not len(index) or len(index) != len(group):
+        raise ValueError("a member has no axis, or other numbers of channels and groups")
+    if min(numbers["group"]) < 0 or max(numbers["group"]) != size - 1 or len(set(numbers["group"])) != size:
+        raise ValueError("a member has other groups than its set")
+    return Member(_is(plain["module"], str), plain["axis"], index, group, _is(plain["masked"], bool))
 
 
 class GroupsError(ValueError):

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from atopipe.pipeline.system.files import DamagedError, read_sealed, sha256_bytes, write_bytes, write_sealed
+from atopipe.pipeline.system.files import (
+    DamagedError,
+    read_ordinary,
+    read_sealed,
+    sha256_bytes,
+    write_bytes,
+    write_sealed,
+)
 from atopipe.pipeline.system.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 
 
 KEPT = 2
+LARGEST_SNAPSHOT = 2**40  # bytes
 PATIENCE = 50  # a checkpoint waits until what the last one took is spent so many times over: at most 2 % of the time
 VALUES = "values"
 
@@ -103,7 +111,7 @@ class Checkpoints:
     def _read(self, file: Path) -> bytes | None:
         try:
             kept = read_sealed(file, Description)
-            content = file.with_suffix(".safetensors").read_bytes()
+            content = read_ordinary(file.with_suffix(".safetensors"), LARGEST_SNAPSHOT)
             if sha256_bytes(content) == kept["content"]:
                 return content
         except (OSError, DamagedError):

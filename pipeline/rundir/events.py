@@ -1,12 +1,13 @@
 """events.jsonl, read back: the history of a run, without attempts that were restarted."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Event = Mapping[str, Any]
 
+LONGEST = 2**20  # bytes of a line
 NOT_MEASURED = frozenset({"time", "event", "stage", "epoch", "epochs", "phase"})  # of an epoch's record
 
 
@@ -15,26 +16,34 @@ def read_events(path: Path, last_bytes: int | None = None) -> list[Event]:
 
     Lines that a crash cut off, or that are none of ours, are left out. `last_bytes`: only what the end of the file has.
     """
-    lines = _lines(path, last_bytes) if path.exists() else []
+    if not path.is_file():  # a pipe would be waited for
+        return []
     events: list[Event] = []
     stage = ""
-    for line in lines:
+    for line in _lines(path, last_bytes):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if not isinstance(event, dict) or not {"event", "time"} <= event.keys():
-            continue
-        stage = event.get("stage", stage)
-        events.append({**event, "stage": stage})
+        if _is_ours(event):
+            stage = event.get("stage", stage)
+            events.append({**event, "stage": stage})
     return events
 
 
-def _lines(path: Path, last_bytes: int | None) -> list[str]:
+def _lines(path: Path, last_bytes: int | None) -> Iterator[str]:
     with path.open("rb") as file:
         if last_bytes is not None:
             file.seek(max(0, path.stat().st_size - last_bytes))
-        return file.read().decode("utf-8", errors="replace").splitlines()
+        for line in iter(lambda: file.readline(LONGEST), b""):
+            yield line.decode("utf-8", errors="replace")
+
+
+def _is_ours(event: object) -> bool:
+    """Whether it has the fields that every event has, and an epoch its number."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str) or "time" not in event:
+        return False
+    return isinstance(event.get("stage", ""), str) and (event["event"] != "epoch" or type(event.get("epoch")) is int)
 
 
 def current(events: Iterable[Event]) -> list[Event]:
@@ -53,7 +62,7 @@ def measured(epoch: Event) -> dict[str, float]:
     for name, value in epoch.items():
         if name not in NOT_MEASURED:
             parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-            numbers |= {key: float(part) for key, part in parts.items()}
+            numbers |= {key: float(part) for key, part in parts.items() if type(part) in (int, float)}
     return numbers
 
 

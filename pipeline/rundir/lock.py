@@ -13,10 +13,11 @@ from pathlib import Path
 
 from atopipe.pipeline.system.errors import MissingError
 from atopipe.pipeline.system.failures import explain
-from atopipe.pipeline.system.files import write_json
+from atopipe.pipeline.system.files import DamagedError, read_ordinary, write_json
 
 LOCK, HOLDER = ".lock", ".lock.json"
 LAST_BREATH_S = 10.0  # in which the workers of a killed process let go of what they have of it
+LONGEST = 10_000  # bytes of the holder's file
 LOCK_FILES = frozenset({LOCK, HOLDER})
 
 
@@ -52,8 +53,8 @@ def locked(root: Path) -> Iterator[str | None]:
 def _holder(root: Path) -> dict[str, object]:
     """Who wrote the file beside the lock; empty where nobody has."""
     try:
-        holder = json.loads((root / HOLDER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        holder = json.loads(read_ordinary(root / HOLDER, LONGEST))
+    except (OSError, ValueError, RecursionError, DamagedError):
         return {}
     return holder if isinstance(holder, dict) else {}
 
@@ -63,7 +64,8 @@ def _is_gone(holder: dict[str, object]) -> bool:
     import psutil
 
     pid = holder.get("pid")
-    return isinstance(pid, int) and holder.get("host") == socket.gethostname() and not psutil.pid_exists(pid)
+    is_pid = type(pid) is int and 0 < pid < 2**31
+    return is_pid and holder.get("host") == socket.gethostname() and not psutil.pid_exists(pid)
 
 
 def _named(holder: dict[str, object]) -> str:

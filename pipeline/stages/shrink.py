@@ -21,6 +21,7 @@ def run(context: Context) -> dict[str, float]:
 
     workspace, model = context.workspace, load_trained(context)
     groups = load_groups(context)
+    groups.require_fit(model)
     mask = load_mask(context, groups)
     small, structure = shrink(model, groups, mask)
     images, generator = workspace.images(PROOF_IMAGES), workspace.generator(Stream.PROOF)

@@ -15,6 +15,7 @@ from atopipe.pipeline.system.errors import EXPORT_OR_PARITY, AtopipeError, Inter
 from atopipe.pipeline.system.text import reason
 
 LEAF_EXIT_CODES: Mapping[str, int] = {
+    "atopipe.ato.groups.GroupsError": MissingError.exit_code,
     "atopipe.ato.groups.NoGroupsError": UsageError.exit_code,
     "atopipe.ato.discovery.capture.GraphError": UsageError.exit_code,
     "atopipe.ato.search.budget.BudgetError": UsageError.exit_code,

@@ -95,8 +95,6 @@ def read_ordinary(path: Path, largest: int = LARGEST) -> bytes:
     """The bytes of a file; DamagedError for a folder, a pipe, a broken link, or one of more than `largest` bytes."""
     if not path.is_file() and (path.is_symlink() or path.exists()):
         raise DamagedError(path)
-    with path.open("rb") as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
+    if path.stat().st_size > largest:
         raise DamagedError(path)
-    return content
+    return path.read_bytes()

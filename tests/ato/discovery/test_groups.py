@@ -1,6 +1,7 @@
 """Groups of a network: found, proven in float64, and refused with a reason where removal would change something."""
 
 import copy
+import json
 import time
 
 import pytest
@@ -223,3 +224,39 @@ def test_memory_that_runs_out_is_no_property_of_the_network(
     monkeypatch.setattr("atopipe.ato.discovery.invariance.cut_model", fails)
     with pytest.raises(type(error)):
         find_groups(residual, example, generator)
+
+
+PLACES = (
+    ("sets",),
+    ("unprunable",),
+    ("proven_in_training",),
+    *(("sets", 0, name) for name in ("name", "size", "members")),
+    *(("sets", 0, "members", 0, name) for name in ("module", "axis", "index", "group", "masked")),
+    ("sets", 0, "members", 0, "index", 0),
+    ("sets", 0, "members", 0, "group", 0),
+    *(("unprunable", 0, name) for name in ("name", "size", "reason", "layers", "final")),
+)
+ODD = (None, True, -1, 10**30, 1.5, "x", "\ud800", [], {}, [None], [10**30], float("nan"))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_a_file_of_groups_with_anything_else_in_it_is_refused(
+    place: tuple[str | int, ...], generator: torch.Generator
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    model(torch.zeros(1, 3, 8, 8))
+    groups = find_groups(model, torch.zeros(1, 3, 8, 8), generator)
+    groups.require_fit(model)
+    for value in ODD:
+        plain = json.loads(groups.to_json())
+        part = plain
+        for key in place[:-1]:
+            part = part[key]
+        before, part[place[-1]] = part[place[-1]], value
+        try:
+            again = Groups.from_json(json.dumps(plain))
+            again.require_fit(model)
+        except GroupsError:
+            continue
+        # What passes is of the same type, and describes channels that are there.
+        assert type(value) is type(before), (place, value)

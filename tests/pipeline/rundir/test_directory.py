@@ -14,6 +14,7 @@ import pytest
 from atopipe.pipeline.config.load import load_config
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.events import current, measured, read_events
 from atopipe.pipeline.rundir.layout import ManifestForm, ResultForm, StageSpec
 from atopipe.pipeline.rundir.plan import changes
 from atopipe.pipeline.system.errors import MissingError, UsageError
@@ -300,3 +301,29 @@ def test_writing_leaves_no_temporary_file_and_keeps_the_old_content_on_failure(t
     assert list(tmp_path.iterdir()) == [path]
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+HOSTILE_EVENTS = (
+    b'{"event": "epoch", "time": 0, "stage": "train"}',
+    b'{"event": "epoch", "time": 0, "stage": "train", "epoch": "1"}',
+    b'{"event": "epoch", "time": 0, "stage": 3, "epoch": 1}',
+    b'{"event": 3, "time": 0}',
+    b"[" * 200_000,
+    b"\xff\xfe\x00",
+    b"null",
+    b"9" * 5000,
+)
+
+
+@pytest.mark.parametrize("line", HOSTILE_EVENTS, ids=range(len(HOSTILE_EVENTS)))
+def test_lines_that_are_no_events_are_left_out(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = b'{"event": "epoch", "time": 0, "stage": "train", "epoch": 2, "loss": "low", "kept": {"flops": 0.5}}\n'
+    path.write_bytes(line + b"\n" + whole)
+    (event,) = current(read_events(path))
+    assert measured(event) == {"kept.flops": 0.5}
+
+
+def test_a_pipe_in_the_place_of_events_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    assert read_events(tmp_path / "events.jsonl") == read_events(tmp_path) == []

@@ -84,3 +84,19 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         pass
     where = tmp_path / "file" / "run"
     assert str(caught.value) == f"output '{where}' cannot be made: Not a directory: choose another --output"
+
+
+HOSTILE = ("[" * 100_000, '{"pid": 1e999}', f'{{"pid": {"9" * 400}}}', "[]", "\0", '{"pid": true}')
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_file_beside_the_lock_is_no_holder(tmp_path: Path, content: str) -> None:
+    (tmp_path / HOLDER).write_text(content)
+    with locked(tmp_path):
+        pass
+
+
+def test_a_pipe_beside_the_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / HOLDER)
+    with locked(tmp_path):
+        pass
