@@ -109,11 +109,8 @@ class Groups:
         """Read groups; raises GroupsError when the text is none."""
         try:
             plain = json.loads(text)
-            sets = [
-                GroupSet(_is(s["name"], str), _is(s["size"], int), tuple(_member(m, s["size"]) for m in s["members"]))
-                for s in plain["sets"]
-            ]
-            whole = [_unprunable(width) for width in plain["unprunable"]]
+            sets = [GroupSet(_is(s["name"], str), _is(s["size"], int), _members(s)) for s in _is(plain["sets"], list)]
+            whole = [_unprunable(width) for width in _is(plain["unprunable"], list)]
             return Groups(tuple(sets), tuple(whole), _is(plain["proven_in_training"], bool))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
             raise GroupsError(f"this is not a file of groups ({type(error).__name__}: {error})") from error
@@ -140,7 +137,7 @@ def _is(value: Any, kind: type[T]) -> T:
 
 def _unprunable(plain: dict[str, Any]) -> Unprunable:
     texts = (_is(plain["name"], str), _is(plain["size"], int), _is(plain["reason"], str))
-    names = frozenset(_is(name, str) for name in plain["layers"])
+    names = frozenset(_is(name, str) for name in _is(plain["layers"], list))
     return Unprunable(*texts, names, _is(plain["final"], bool))
 
 
@@ -148,8 +145,12 @@ def _plain(member: Member) -> dict[str, Any]:
     return {**vars(member), "index": member.index.tolist(), "group": member.group.tolist()}
 
 
+def _members(group_set: dict[str, Any]) -> tuple[Member, ...]:
+    return tuple(_member(plain, group_set["size"]) for plain in _is(group_set["members"], list))
+
+
 def _member(plain: dict[str, Any], size: int) -> Member:
-    numbers = {name: [_is(value, int) for value in plain[name]] for name in ("index", "group")}
+    numbers = {name: [_is(value, int) for value in _is(plain[name], list)] for name in ("index", "group")}
     index, group = (torch.tensor(values, dtype=torch.int64) for values in numbers.values())
     if plain["axis"] not in AXES or not len(index) or len(index) != len(group):
         raise ValueError("a member has no axis, or other numbers of channels and groups")

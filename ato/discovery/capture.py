@@ -1,6 +1,7 @@
 """What every module of a network is called with, seen in one run that computes nothing."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from atopipe.ato import layers
 from atopipe.ato.execution import is_out_of_memory
+
+OTHER_FORMAT = re.compile(r"should be the same|same dtype|scalar type|unsupported dtype", re.IGNORECASE)
 
 
 class GraphError(Exception):
@@ -144,11 +147,25 @@ def _run(model: nn.Module, image: Tensor) -> tuple[Any, dict[str, Call]]:
     except Exception as error:  # whatever the network's code raises
         if is_out_of_memory(error):
             raise
-        first_line = next(iter(str(error).splitlines()), "no message")
         raise GraphError(
-            f"{name} does not run on an image of shape {list(image.shape[1:])} ({type(error).__name__}: {first_line}); "
-            "choose another --input-size or another model"
+            f"{name} does not run on an image of shape {list(image.shape[1:])} ({cause(error)}); {remedy(error)}"
         ) from error
+
+
+def cause(error: BaseException) -> str:
+    """Kind and first line of what a network's code raised."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+
+
+def remedy(error: BaseException) -> str:
+    """What may help against it."""
+    if isinstance(error, TypeError) and "argument" in str(error):
+        return "let its forward() take the images alone"
+    if isinstance(error, RuntimeError) and OTHER_FORMAT.search(str(error)):
+        return "let it compute in the number format of its input"
+    if isinstance(error, AssertionError | RecursionError | NotImplementedError | AttributeError | NameError):
+        return "repair its forward(), or choose another --input-size"
+    return "choose another --input-size or another model"
 
 
 def _require_logits(name: str, output: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atopipe.ato import layers
-from atopipe.ato.discovery.capture import GraphError, Twin, trace_twin
+from atopipe.ato.discovery.capture import GraphError, Twin, cause, remedy, trace_twin
 from atopipe.ato.discovery.invariance import Probe
 from atopipe.ato.discovery.limits import LimitError, limits
 from atopipe.ato.discovery.reader import GraphReader
@@ -58,10 +58,9 @@ def _probe(model: nn.Module, example: Tensor, generator: torch.Generator) -> Pro
     except Exception as error:  # whatever the network's code raises
         if is_out_of_memory(error):
             raise
-        first_line = next(iter(str(error).splitlines()), "no message")
         raise GraphError(
-            f"{type(model).__name__} does not run on random weights in float64, as a proof of removal needs "
-            f"({type(error).__name__}: {first_line}): let it compute in the number format of its input"
+            f"{type(model).__name__} does not run in float64 on random weights and in training mode, as a proof of "
+            f"removal needs ({cause(error)}); {remedy(error)}"
         ) from error
 
 

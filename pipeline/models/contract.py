@@ -42,7 +42,7 @@ def require_trainable(model: nn.Module, who: str, example: Tensor, classes: int)
 
     A copy goes through one step forward and back on the image [1, 3, H, W]; torch's random state stays as it was.
     """
-    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    broken = [name for name, parameter in model.named_parameters() if not parameter.detach().isfinite().all()]
     if broken:
         raise ModelError(f"{who} starts with values that are not finite numbers in '{broken[0]}': initialise it")
     trained = copy.deepcopy(model).train()

@@ -4,7 +4,7 @@ A constraint that is part of training (`parametrizations.spectral_norm`, `orthog
 widths of those layers are not pruned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -35,8 +35,14 @@ def fold_weight_norm(model: nn.Module) -> int:
 
 
 def require_plain_layers(model: nn.Module) -> None:
-    """Raises ValueError, with the remedy, for quantised layers, and for weights that a hook computes."""
+    """Raises ValueError, with the remedy, for layers that are quantised, hidden in a list, or computed by a hook."""
+    known = set(model.modules())
     for name, module in model.named_modules():
+        if (hidden := _hidden_in(module, known)) is not None:
+            where, kind = f"{name}.{hidden}".removeprefix("."), type(getattr(module, hidden)).__name__
+            raise ValueError(
+                f"'{where}' is a plain {kind} of layers that nothing trains: use torch.nn.ModuleList or ModuleDict"
+            )
         kind = type(module)
         if kind.__module__.startswith(QUANTISING) and kind.__name__ not in IN_FLOAT:
             raise ValueError(
@@ -44,11 +50,23 @@ def require_plain_layers(model: nn.Module) -> None:
                 "quantises the delivered file)"
             )
         for tensor_name, tensor in _own_tensors(module):
+            if tensor.is_inference():
+                raise ValueError("it was built in torch.inference_mode() and cannot be trained: build it outside")
             if tensor.is_quantized or type(tensor) not in PLAIN:
                 where = f"{name}.{tensor_name}".removeprefix(".")
                 raise ValueError(f"'{where}' in it is a {_format(tensor)}: build the network with plain tensors")
         if (hooked := _hooked(module)) is not None:
             raise ValueError(f"a hook computes the {hooked} of '{name}': {_remedy(module)}")
+
+
+def _hidden_in(module: nn.Module, known: Collection[nn.Module]) -> str | None:
+    """The attribute with a list, tuple or dict of layers that are no parts of the network."""
+    for name, value in vars(module).items():
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        strangers = (part for part in parts if isinstance(part, nn.Module) and part not in known)
+        if not name.startswith("_") and any(any(True for _ in part.parameters()) for part in strangers):
+            return name
+    return None
 
 
 def _parametrizations(module: nn.Module) -> Iterator[tuple[str, list[str]]]:

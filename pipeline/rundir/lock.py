@@ -64,8 +64,9 @@ def _is_gone(holder: dict[str, object]) -> bool:
     import psutil
 
     pid = holder.get("pid")
-    is_pid = type(pid) is int and 0 < pid < 2**31
-    return is_pid and holder.get("host") == socket.gethostname() and not psutil.pid_exists(pid)
+    if not isinstance(pid, int) or not 1 < pid < 2**31:
+        return False
+    return holder.get("host") == socket.gethostname() and not psutil.pid_exists(pid)
 
 
 def _named(holder: dict[str, object]) -> str:

@@ -1,5 +1,6 @@
 """The Python entrance: what it returns, what it leaves alone, and that it works in any thread."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 import atopipe
 from atopipe.pipeline import Outcome, Selection, load_config, load_shrunk, run, verify
 from atopipe.pipeline.api import select
 from atopipe.pipeline.rundir.lock import locked
 from atopipe.pipeline.system.errors import MissingError, UsageError
+from atopipe.pipeline.system.failures import explain
+from atopipe.pipeline.system.files import SEAL, sha256_file, write_sealed
 from atopipe.validate.session import open_session
 
 
@@ -110,3 +114,48 @@ def test_the_names_are_there_and_cost_nothing_until_they_are_asked_for() -> None
     assert done.stdout.split()[3] == atopipe.__version__
     with pytest.raises(AttributeError, match="has no attribute 'runn'"):
         _ = atopipe.pipeline.runn  # type: ignore[attr-defined]
+
+
+def resealed(run: Path, stage: str, name: str, content: bytes) -> None:
+    """Writes a file of a stage, and its digest into the record, as an attacker would."""
+    path = run / "stages" / stage / name
+    path.write_bytes(content)
+    record = json.loads((path.parent / "result.json").read_text())
+    record["artifacts"][name] = sha256_file(path)
+    del record[SEAL]
+    write_sealed(path.parent / "result.json", record)
+
+
+SHAPED = save({"1": torch.zeros(3)})
+HOSTILE = (
+    ("structure.json", b"{}", "this is not a structure file (KeyError: 'kept')"),
+    ("structure.json", b"\xff", "this is not a structure file (JSONDecodeError: "),
+    ("structure.json", b'{"kept": {}}', "does not say how many classes there are: run again with --from shrink"),
+    ("structure.json", b'{"kept": {}, "classes": true}', "does not say how many classes there are"),
+    ("structure.json", b'{"kept": {}, "classes": 1e99}', "does not say how many classes there are"),
+    (
+        "structure.json",
+        b'{"kept": {}, "classes": 10}',
+        "does not hold the weights of the network: run again with --from shr",
+    ),
+    (
+        "structure.json",
+        b'{"kept": {"none": {"out": [0]}}, "classes": 10}',
+        "layer 'none' of the structure is not in the",
+    ),
+    ("weights.safetensors", b"", "is damaged ("),
+    ("weights.safetensors", b"\xff" * 100, "is damaged ("),
+    ("weights.safetensors", SHAPED, "does not hold the weights of the network: run again with --from shrink"),
+    ("weights.safetensors", save({"1": torch.full((3,), float("nan"))}), "has values in '1' that are not finite"),
+)
+
+
+@pytest.mark.parametrize(("name", "content", "words"), HOSTILE, ids=range(len(HOSTILE)))
+def test_files_of_a_run_that_somebody_else_wrote_are_refused(here: Path, name: str, content: bytes, words: str) -> None:
+    resealed(here / "out", "shrink", name, content)
+    with pytest.raises(Exception) as caught:
+        load_shrunk(here / "out")
+    failure = explain(caught.value)
+    assert failure is not None
+    assert words in failure.message
+    assert failure.exit_code in (5, 6)

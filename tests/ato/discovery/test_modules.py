@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from atopipe.ato.discovery.capture import GraphError
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.groups import Groups, NoGroupsError
 from atopipe.ato.removal.shrink import shrink
@@ -303,3 +304,43 @@ def test_rounding_that_a_norm_of_two_values_enlarges_is_no_defect(seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     groups = find_groups(torchvision.models.resnet18(), torch.zeros(1, 3, 16, 16), generator)
     assert [(width.name, width.reason) for width in groups.unprunable] == [("fc", "it is the network's output")]
+
+
+class Failing(nn.Module):
+    """Fails with an error."""
+
+    def __init__(self, error: Callable[[], BaseException]) -> None:
+        super().__init__()
+        self.error, self.layer = error, nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            lambda: TypeError("forward() missing 1 required positional argument: 'y'"),
+            "let its forward() take the images",
+        ),
+        (
+            lambda: RuntimeError("Input type (c10::Half) and bias type (float) should be the same"),
+            "let it compute in the",
+        ),
+        (
+            lambda: RuntimeError("expected scalar type Half but found Float"),
+            "let it compute in the number format of its",
+        ),
+        (lambda: AssertionError(), "repair its forward(), or choose another --input-size"),
+        (lambda: ValueError("Input height must be 224"), "choose another --input-size or another model"),
+    ],
+    ids=["arguments", "bias", "scalar", "assertion", "size"],
+)
+def test_the_remedy_fits_what_the_code_raised(
+    error: Callable[[], BaseException], words: str, generator: torch.Generator
+) -> None:
+    with pytest.raises(GraphError) as caught:
+        found(Failing(error), generator)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("Failing does not run on an image of shape [3, 8, 8] (")

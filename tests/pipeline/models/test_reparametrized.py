@@ -113,3 +113,28 @@ def test_what_cannot_be_folded_is_refused_with_the_remedy(change: Callable[[nn.M
 def test_stubs_of_a_network_that_could_be_quantised_stay() -> None:
     stubs = torch.ao.quantization.QuantStub(), network(), torch.ao.quantization.DeQuantStub()
     assert unwrapped(nn.Sequential(*stubs), lambda note: None)(EXAMPLE).shape == (1, 4)
+
+
+class Listed(nn.Module):
+    """Layers in a plain list, or a list beside the modules that it names."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.body = network()
+        self.layers = [nn.Conv2d(3, 8, 3)] if hidden else [self.body[0]]
+
+
+def test_layers_in_a_plain_list_are_refused_unless_they_are_parts_as_well() -> None:
+    unwrapped(Listed(hidden=False), lambda note: None)
+    with pytest.raises(ValueError) as caught:
+        unwrapped(nn.Sequential(Listed(hidden=True)), lambda note: None)
+    assert str(caught.value) == (
+        "'0.layers' is a plain list of layers that nothing trains: use torch.nn.ModuleList or ModuleDict"
+    )
+
+
+def test_a_network_of_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        model = network()
+    with pytest.raises(ValueError, match=r"was built in torch.inference_mode\(\) and cannot be trained"):
+        unwrapped(model, lambda note: None)
