@@ -19,6 +19,7 @@ NAMED_SKIPS = (
     r"only \d+ ?% of the (timed )?runs .*",  # of a latency test, on a machine that is too busy
     "this system has no (fork|processor affinity)",
     "signals",
+    "there is no /dev/full",
     "ray is (not )?installed",
 )
 """Reasons (regular expressions) for which a test may be skipped with --named-skips-only, as in .ci/run."""

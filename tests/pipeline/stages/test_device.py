@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -217,3 +218,44 @@ def test_two_hundred_damaged_pictures_end_in_one_sentence_each(
         assert said.count("\n") == (1 if said else 0)
         assert not said or said.startswith("infer.py: ")
     assert codes == {0, 1}
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "-1", "0", "1e9"])
+def test_the_time_of_measuring_is_bounded(
+    seconds: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--bench", f"--seconds={seconds}"])
+    with pytest.raises(SystemExit) as caught:
+        infer.main()
+    assert caught.value.code == 2
+    words = f"--seconds is {float(seconds)}, but must be a number above 0 and at most 3600\n"
+    assert capsys.readouterr().err.endswith(words)
+
+
+def test_what_is_no_file_is_not_waited_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(network, "HERE", bundle)
+    os.mkfifo(bundle / "pipe")
+    for name in (bundle / "pipe", bundle / "none.png", Path("/dev/zero")):
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--image", str(name)])
+        assert infer.main() == 1
+        words = f"'{name}' is not a file: give the path of a picture, or - for standard input"
+        assert capsys.readouterr().err == f"infer.py: {words}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_answer_that_cannot_be_written_is_an_error(bundle: Path, photos: list[Path]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, str(bundle / "infer.py"), "--image", str(photos[0])]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "infer.py: [Errno 28] No space left on device\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(bundle: Path, photos: list[Path]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(bundle / "infer.py"), "--image", str(photos[0])]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

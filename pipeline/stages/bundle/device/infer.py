@@ -28,7 +28,7 @@ from checks import bench, device, printable, selftest, sha256
 from network import FULL, failed_gates, model_file, open_model, read_labels, read_settings, run, shares_of, variants
 from pictures import Failed, Floats, Settings, read_picture
 
-MOST_THREADS, MOST_AT_ONCE = 1024, 4096
+MOST_THREADS, MOST_AT_ONCE, MOST_SECONDS = 1024, 4096, 3600
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TOP = 5
 
@@ -148,6 +148,8 @@ def parsed() -> argparse.Namespace:
     for name, most in (("threads", MOST_THREADS), ("batch", MOST_AT_ONCE)):
         if not 1 <= getattr(options, name) <= most:
             parser.error(f"--{name} is {getattr(options, name)}, but must be a whole number from 1 to {most}")
+    if not 0 < options.seconds <= MOST_SECONDS:
+        parser.error(f"--seconds is {options.seconds}, but must be a number above 0 and at most {MOST_SECONDS}")
     return options
 
 
@@ -155,7 +157,12 @@ def main() -> int:
     options = parsed()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal
     try:
-        return classified(options) if options.image else checked(options)
+        code = classified(options) if options.image else checked(options)
+        sys.stdout.flush()  # what cannot be written fails here, not when Python ends
+        return code
+    except BrokenPipeError:  # who reads has seen enough, as `head -1` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:  # of a damaged file, pillow and ONNX Runtime raise whatever they meet
         complain(str(error) or type(error).__name__)
         return 1

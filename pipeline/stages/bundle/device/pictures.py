@@ -95,6 +95,8 @@ def normalise(pixels: NDArray[np.uint8], settings: Settings) -> Floats:
 
 def read_picture(source: Union[Path, IO[bytes]], name: str, settings: Settings) -> Floats:
     """The network's input for a file; raises Failed for one that is no picture, damaged, or over 178 megapixels."""
+    if isinstance(source, Path) and not source.is_file():  # a pipe would be waited for
+        raise Failed(f"{name!r} is not a file: give the path of a picture, or - for standard input")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
