@@ -39,9 +39,9 @@ def require_plain_layers(model: nn.Module) -> None:
     known = set(model.modules())
     for name, module in model.named_modules():
         if (hidden := _hidden_in(module, known)) is not None:
-            where, kind = f"{name}.{hidden}".removeprefix("."), type(getattr(module, hidden)).__name__
+            where, what = f"{name}.{hidden}".removeprefix("."), type(getattr(module, hidden)).__name__
             raise ValueError(
-                f"'{where}' is a plain {kind} of layers that nothing trains: use torch.nn.ModuleList or ModuleDict"
+                f"'{where}' is a plain {what} of layers that nothing trains: use torch.nn.ModuleList or ModuleDict"
             )
         kind = type(module)
         if kind.__module__.startswith(QUANTISING) and kind.__name__ not in IN_FLOAT:
