@@ -13,7 +13,7 @@ from atopipe.pipeline.cli.status import show_plan
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.report.devices import add_device
 from atopipe.pipeline.report.terminal import Display, QuietDisplay, open_display
-from atopipe.pipeline.report.verdicts import failure
+from atopipe.pipeline.report.verdicts import failure, verdicts_of
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.manifest import compared, differing, read_manifest
 from atopipe.pipeline.system.errors import UsageError
@@ -53,11 +53,16 @@ def go_on(names: Sequence[str], root: Path, options: Mapping[str, Given]) -> Non
 
 
 def report_with(device: Path, root: Path, options: Mapping[str, Given]) -> None:
-    """Adds what another machine measured to the existing run in `root`, and reports again."""
+    """Adds what another machine measured to the existing run in `root`, and reports again.
+
+    Where the run has a budget in latency for another device, the verdicts are its own from then on, and raised.
+    """
     existing = RunDirectory.open(root)
     with exclusive(root, QuietDisplay()):
         add_device(existing, device)
     go_on(["report"], root, {**options, "force": True})
+    if existing.config.latency_table is not None and (error := failure(verdicts_of(existing), root)):
+        raise error
 
 
 def _run(config: Config, root: Path, selection: Selection, chosen: RunOptions, display: Display) -> Outcome:

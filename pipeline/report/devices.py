@@ -1,7 +1,9 @@
 """What other machines measured of a run's model: the output of the bundle's `infer.py --bench --json`."""
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +12,10 @@ from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import DEVICES, file_of
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import DamagedError, read_ordinary, write_json
+
+FOR_ANOTHER_DEVICE = (
+    "it is a promise for another device: run the bundle's infer.py --bench there, and add what it prints"
+)
 
 
 class _Part(BaseModel):
@@ -84,6 +90,54 @@ def add_device(run: RunDirectory, file: Path) -> None:
     (run.root / DEVICES).mkdir(exist_ok=True)
     name = "".join(c if c.isalnum() else "-" for c in f"{device.device.cpu} {device.device.threads} {device.variant}")
     write_json(run.root / DEVICES / f"{name.lower()}.json", device.model_dump())
+
+
+def decided(run: RunDirectory, gates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gates of a run; the promise for another device as it decides itself, where its measurements were added.
+
+    It must be the device of the table: processor, version of ONNX Runtime and threads; its slowest time counts.
+    """
+    promised, target = run.config.latency_table is not None, run.config.target_latency
+    if not promised or target is None or run.config.deployment.batch > 1:
+        return list(gates)
+    table = json.loads(run.stages.artifact("profile", "latency.json").read_text(encoding="utf-8"))
+    made_by = [device for device in _devices(run) if device.variant == FULL and _is_of(device, table)]
+    if not made_by:
+        return list(gates)
+    slowest = max(made_by, key=lambda device: device.bench.p50_ms)
+    unit = table["networks"][0]["ms"] if target.is_fraction else 1.0
+    value = slowest.bench.p50_ms / unit
+    outcome, verb = ("pass", "is") if value <= target.value else ("fail", "is not")
+    return [
+        {
+            "name": gate["name"],
+            "value": value,
+            "limit": gate["limit"],
+            "outcome": outcome,
+            "reason": f"{gate['name']} {value:.6g} on {slowest.device.cpu} {verb} {gate['limit']}",
+        }
+        if gate.get("inconclusive_because") == FOR_ANOTHER_DEVICE
+        else gate
+        for gate in gates
+    ]
+
+
+def _is_of(device: Device, table: dict[str, Any]) -> bool:
+    """Whether the device is the one that the table was made on."""
+    host = device.device
+    is_same = table["processor"].partition(", ")[0] == host.cpu and table["runtime"] == host.onnxruntime
+    return bool(is_same and table["threads"] == host.threads)
+
+
+def _devices(run: RunDirectory) -> Iterator[Device]:
+    """Everything that was added, whole, and about the models as they are now."""
+    for file in sorted((run.root / DEVICES).glob("*.json")):
+        try:
+            device = _read(file)
+        except (OSError, ValueError, DamagedError):
+            continue
+        if device.model_sha256 == _delivered(run, device.variant):
+            yield device
 
 
 def device_lines(run: RunDirectory) -> tuple[str, ...]:

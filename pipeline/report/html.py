@@ -13,6 +13,7 @@ from atopipe.pipeline.report.answers import CLASSES_SHOWN, class_rows, confusion
 from atopipe.pipeline.report.charts import narrow_training_chart, training_chart, width_chart
 from atopipe.pipeline.report.results import verdict_of
 from atopipe.pipeline.report.summary import Summary, gate_title
+from atopipe.pipeline.report.verdicts import gates_of
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import MODEL, Result, file_of, versions_of
 from atopipe.pipeline.system.text import milliseconds, needed_runtime, scaled
@@ -53,7 +54,7 @@ def render(run: RunDirectory, summary: Summary, results: Sequence[Result]) -> st
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["scaled"] = scaled
     metrics = {name: value for result in results for name, value in result.metrics.items()}
-    gates = _read(run, "validate", "gates.json")
+    gates = gates_of(run)
     outcome = next((o for o in ("fail", "inconclusive") if any(g["outcome"] == o for g in gates)), "pass")
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         summary=summary,

@@ -8,7 +8,8 @@ from typing import Any
 from atopipe.pipeline.config.schema import FULL
 from atopipe.pipeline.report.ci import append_step_summary, junit
 from atopipe.pipeline.report.devices import device_lines
-from atopipe.pipeline.report.summary import Summary, VariantRow, summarise
+from atopipe.pipeline.report.summary import Summary, VariantRow, latency_facts, summarise
+from atopipe.pipeline.report.verdicts import gates_of
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import DATA, MODEL, Result
 from atopipe.pipeline.system.files import write_text
@@ -21,12 +22,6 @@ def publish_verdict(run: RunDirectory, results: Sequence[Result]) -> None:
     write_text(run.root / "summary.md", summary.as_markdown())
     write_text(run.root / "junit.xml", junit(summary.title, gates_of(run), summary.seconds))
     append_step_summary(summary.as_markdown())
-
-
-def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """The verdicts of stage validate."""
-    gates: list[dict[str, Any]] = json.loads(run.stages.artifact("validate", "gates.json").read_text(encoding="utf-8"))
-    return gates
 
 
 def results_of(run: RunDirectory, names: Iterable[str]) -> list[Result]:
@@ -42,7 +37,8 @@ def summary_of(run: RunDirectory, results: Sequence[Result]) -> Summary:
     title = f"{run.config.model.name} on {run.config.data.source}, seed {run.config.seed}"
     summary = summarise(title, metrics, gates_of(run), run.config.targets, str(model), seconds)
     devices = device_lines(run)
-    return replace(summary, devices=devices, data=_remarks(run), variants=rows_of(run, metrics))
+    latency = latency_facts(metrics) if run.config.target_latency is not None else ()
+    return replace(summary, devices=devices, latency=latency, data=_remarks(run), variants=rows_of(run, metrics))
 
 
 def _remarks(run: RunDirectory) -> tuple[str, ...]:

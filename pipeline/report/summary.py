@@ -88,6 +88,7 @@ class Summary:
     model: str
     seconds: float
     devices: tuple[str, ...] = ()  # what other machines found, a line each
+    latency: tuple[str, ...] = ()  # of a run with a budget in latency, a line each
     data: tuple[str, ...] = ()  # what makes the figures doubtful, a line each
     variants: tuple[VariantRow, ...] = ()  # where there are others than fp32
 
@@ -108,6 +109,7 @@ class Summary:
         return (
             f"target  {self.targets}; FLOPs: 2 x multiply-accumulates of conv and linear layers",
             f"model   {self.model}   (after {duration(self.seconds)})",
+            *(f"latency {line}" for line in self.latency),
             *(f"device  {line}" for line in self.devices),
             *(f"data    {line}" for line in self.data),
         )
@@ -207,6 +209,23 @@ def _pair(
     if dense not in metrics or shrunk not in metrics:
         return None
     return Row(name, shown(metrics[dense]), shown(metrics[shrunk]), f"{metrics[shrunk] / metrics[dense]:.3f}")
+
+
+def latency_facts(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """What the fit expected beside what was measured, and how much accuracy there is for the time."""
+    facts = []
+    measured = metrics.get("latency.shrunk_p50_ms")
+    if measured is not None and "latency.predicted_ratio" in metrics and "latency.ratio" in metrics:
+        predicted, ratio = metrics["latency.predicted_ratio"], metrics["latency.ratio"]
+        facts.append(
+            f"predicted {predicted:.3f} of the dense latency, measured {ratio:.3f}: off by "
+            f"{100 * (predicted / ratio - 1):+.1f} %"
+        )
+    if measured is not None and "accuracy.onnx" in metrics:
+        line = f"{100 * metrics['accuracy.onnx'] / measured:.3g} points of top-1 per ms"
+        dense, dense_ms = metrics.get("accuracy.dense"), metrics.get("latency.dense_p50_ms")
+        facts.append(f"{line}, dense {100 * dense / dense_ms:.3g}" if dense is not None and dense_ms else line)
+    return tuple(facts)
 
 
 def _latency(metrics: Mapping[str, float]) -> Row | None:

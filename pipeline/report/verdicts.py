@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from atopipe.pipeline.report.devices import decided
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.system.errors import AtopipeError, GateFailed, Inconclusive, ParityGateFailed
 
@@ -23,9 +25,15 @@ class GateVerdict:
     limit: str = ""
 
 
+def gates_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """The gates that stage validate judged, those that another device decides included."""
+    text = run.stages.artifact("validate", "gates.json").read_text(encoding="utf-8")
+    return decided(run, json.loads(text))
+
+
 def verdicts_of(run: RunDirectory) -> tuple[GateVerdict, ...]:
-    """Those of stage validate, which must be complete."""
-    gates = json.loads(run.stages.artifact("validate", "gates.json").read_text(encoding="utf-8"))
+    """Those of stage validate, which must be complete, and of devices."""
+    gates = gates_of(run)
     return tuple(GateVerdict(g["name"], g["outcome"], g["reason"], g.get("value"), g.get("limit", "")) for g in gates)
 
 

@@ -3,7 +3,8 @@
 from atopipe.pipeline.config.settings import TARGETS
 from atopipe.pipeline.engine.stage import Context, Stage
 from atopipe.pipeline.report.ci import junit
-from atopipe.pipeline.report.results import gates_of, results_of, summary_of
+from atopipe.pipeline.report.results import results_of, summary_of
+from atopipe.pipeline.report.verdicts import gates_of
 from atopipe.pipeline.system.files import write_text
 
 

@@ -73,7 +73,17 @@ def run(context: Context) -> dict[str, float]:
     _save_masks(context, prepared.groups, trained.mask)
     if weights := described(context.config):
         write_json(context.folder / STARTING_WEIGHTS, weights)
-    return {"time.epochs_s": save_training(context, trained.model, trained.history, prepared.execution)}
+    seconds = save_training(context, trained.model, trained.history, prepared.execution)
+    return {"time.epochs_s": seconds, **_predicted(prepared, trained.mask)}
+
+
+def _predicted(prepared: Prepared, mask: "Tensor") -> dict[str, float]:
+    """What the fit expects of the latency, where there is a budget in it."""
+    from atopipe.ato.search.cost import kept_fraction
+
+    cost = next((budget.cost for budget in prepared.budgets if budget.cost.name == "latency"), None)
+    widths = prepared.groups.widths(mask.cpu()).double()
+    return {} if cost is None else {"latency.predicted_ratio": kept_fraction(cost, widths)}
 
 
 def prepare(context: Context, targets: "Mapping[str, Target]") -> Prepared:

@@ -189,7 +189,7 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     named = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
     flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "asimd") if flag in named.get("flags", "").split()]
-    model = named.get("model name") or platform.processor() or platform.machine()
+    model = named.get("model name") or named.get("Model") or platform.processor() or platform.machine()
     return ", ".join([model, *flags])
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.config.targets import Target
 from atopipe.pipeline.engine.stage import Context
+from atopipe.pipeline.report.devices import FOR_ANOTHER_DEVICE
 from atopipe.pipeline.report.verdicts import PARITY_GATES
 from atopipe.pipeline.stages.validate.variants import Variant
 
@@ -124,7 +125,7 @@ def _latency_gate(context: Context, found: Findings) -> "Iterator[Gate]":
     if target is None:
         return
     if context.config.latency_table is not None:
-        because = "it is a promise for another device: run the bundle's infer.py --bench there, and add what it prints"
+        because = FOR_ANOTHER_DEVICE
     if target.is_fraction:
         ratio = found.latency.ratio
         interval = (ratio.low, ratio.high) if ratio else None
