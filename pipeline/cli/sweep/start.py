@@ -63,7 +63,7 @@ def start(
     )
     if as_json:
         click.echo(sweep_json(root))
-    elif not quiet:
+    elif not quiet and done.curve.points:  # Slurm has only begun
         click.echo(f"\n{as_text(done.curve)}\nreport {root / 'sweep.html'}")
     _require_all(done, len(members))
 
