@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,9 +15,11 @@ def count() -> int:
 def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in place and bit-equal on all of them."""
     if count() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-            tensor /= count()
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(together)
+        together /= count()
+        for tensor, part in zip(tensors, torch.split(together, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def all_reduce_sum(tensor: Tensor) -> None:

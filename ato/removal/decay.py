@@ -15,7 +15,8 @@ class Removal:
     def __init__(self, model: nn.Module, groups: Groups, settings: ProjectionSettings) -> None:
         self.slices = GroupSlices.of(model, groups)
         self.groups, self.epsilon = groups, settings.half_space
-        self.sizes = torch.tensor(groups.sizes, device=self.slices.parameters[0].device)
+        sets = torch.arange(len(groups.sizes)).repeat_interleave(torch.tensor(groups.sizes))
+        self.owners = sets.to(self.slices.parameters[0].device)  # of each group
         self.before: list[Tensor] = []
 
     @torch.no_grad()
@@ -41,7 +42,8 @@ class Removal:
 
     def _shares(self, removed: Tensor) -> Tensor:
         """What part of the step each group takes, [G]: a set's part of all that is removed."""
-        return set_shares(self.groups.widths(removed)).repeat_interleave(self.sizes, output_size=len(removed))
+        counts = self.owners.new_zeros(len(self.groups.sizes)).index_add_(0, self.owners, removed.to(self.owners))
+        return set_shares(counts)[self.owners]
 
     def _half_space(self, factors: Tensor, epsilon: float) -> Tensor:
         previous = self.slices.products(self.before, self.before).sqrt()

@@ -1,13 +1,16 @@
 """The parameters of groups as they stand in the layers: their norms, and scaling whole groups in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atopipe.ato import layers
 from atopipe.ato.groups import Groups
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +31,14 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class GroupSlices:
-    """All parameters of `total` groups; made once, it stays true until the network is cut."""
+    """All parameters of `total` groups; made once, it stays true until the network is cut.
+
+    `lookup`: those of all slices, one behind the other, so that what is done to all of them is one operation.
+    """
 
     slices: tuple[Slice, ...]
     total: int
+    lookup: Tensor
 
     @staticmethod
     def of(model: nn.Module, groups: Groups) -> "GroupSlices":
@@ -48,38 +55,58 @@ class GroupSlices:
                         held = member.index < len(lookup)
                         lookup[member.index[held].to(lookup.device)] = (member.group[held] + offset).to(lookup.device)
             offset += group_set.size
-        return GroupSlices(tuple(found.values()), groups.total)
+        slices = tuple(found.values())
+        return GroupSlices(slices, groups.total, torch.cat([part.lookup for part in slices]))
 
     @torch.no_grad()
     def scale(self, factors: Tensor) -> None:
         """Multiply every slice of each group by the group's factor [G], in place."""
-        factors = torch.cat([factors, factors.new_ones(1)])
-        for part in self.slices:
-            part.parameter.mul_(part.along(factors.to(part.parameter)[part.lookup]))
+        factors = torch.cat([factors, factors.new_ones(1)]).to(self.slices[0].parameter)[self.lookup]
+        parts = zip(self.slices, torch.split(factors, [len(part.lookup) for part in self.slices]), strict=True)
+        vectors, others = _parted(parts, lambda pair: pair[0].parameter.dim() == 1)
+        if vectors:
+            torch._foreach_mul_([part.parameter for part, _ in vectors], [values for _, values in vectors])
+        for part, values in others:
+            part.parameter.mul_(part.along(values))
 
     @torch.no_grad()
     def products(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         """Inner product of each group's slices in two lists of tensors like `parameters`; [G]."""
-        sums = left[0].new_zeros(self.total + 1)
-        for part, one, other in zip(self.slices, left, right, strict=True):
-            product = (one * other).movedim(part.dim, 0)
-            sums.index_add_(0, part.lookup, product.reshape(len(product), -1).sum(1))
-        return sums[:-1]
+        products = torch._foreach_mul(list(left), list(right))
+        return self._sums([_rows(p, part.dim).sum(1) for part, p in zip(self.slices, products, strict=True)])
 
     @torch.no_grad()
     def norms(self) -> Tensor:
         """Euclidean norm of each group over all its slices, [G]."""
-        squares = self.slices[0].parameter.new_zeros(self.total + 1)
-        for part in self.slices:
-            others = [dim for dim in range(part.parameter.dim()) if dim != part.dim]
-            lengths = torch.linalg.vector_norm(part.parameter, dim=others) if others else part.parameter
-            squares.index_add_(0, part.lookup, lengths.square())
-        return squares[:-1].sqrt()
+        return self._sums([_lengths(part) for part in self.slices], torch.square).sqrt()
+
+    def _sums(self, values: Sequence[Tensor], change: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
+        """The sums of the changed values of each slice's indices over each group, in the order of the slices; [G]."""
+        together = change(torch.cat(list(values)))
+        return together.new_zeros(self.total + 1).index_add_(0, self.lookup, together)[:-1]
 
     @property
     def parameters(self) -> list[Tensor]:
         """The parameters that hold slices, in a fixed order."""
         return [part.parameter for part in self.slices]
+
+
+def _lengths(part: Slice) -> Tensor:
+    """Euclidean norms along the dimension of the slices, up to their sign."""
+    others = [dim for dim in range(part.parameter.dim()) if dim != part.dim]
+    return torch.linalg.vector_norm(part.parameter, dim=others) if others else part.parameter
+
+
+def _rows(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
+def _parted(items: Iterable[Item], holds: Callable[[Item], bool]) -> tuple[list[Item], list[Item]]:
+    """Those for which it holds, and the others."""
+    both: tuple[list[Item], list[Item]] = [], []
+    for item in items:
+        both[0 if holds(item) else 1].append(item)
+    return both
 
 
 def _parameters_along_out(module: nn.Module) -> list[tuple[Tensor, int]]:

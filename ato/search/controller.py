@@ -46,7 +46,8 @@ def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise -log(-log U) of the shape of `like`."""
     uniform = torch.rand(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
     tiny = torch.finfo(like.dtype).tiny
-    return -torch.log(-torch.log(uniform.clamp(tiny, 1 - torch.finfo(like.dtype).eps))).to(like.device)
+    noise = -torch.log(-torch.log(uniform.clamp(tiny, 1 - torch.finfo(like.dtype).eps)))
+    return noise.to(like.device, non_blocking=True)
 
 
 def relaxed_mask(scores: Tensor, noise: Tensor, offset: float, temperature: float) -> Tensor:

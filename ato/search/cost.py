@@ -83,7 +83,9 @@ class BilinearCost:
     def to(self, device: torch.device) -> Self:
         """The same cost on another device."""
         tensors = (self.coefficient, self.left, self.right, self.base, self.share, self.sizes)
-        return type(self)(self.name, self.unit, *(tensor.to(device) for tensor in tensors))
+        there = type(self)(self.name, self.unit, *(tensor.to(device) for tensor in tensors))
+        vars(there)["dense"] = self.dense  # known already: to compute it there would wait for the device
+        return there
 
 
 def flops(model: nn.Module, groups: Groups, example: Tensor) -> BilinearCost:

@@ -52,7 +52,8 @@ def mask_lookups(model: nn.Module, groups: Groups) -> dict[str, Tensor]:
                 lookup = lookups.setdefault(member.module, torch.full((width,), groups.total))
                 lookup[member.index] = member.group + offset
         offset += group_set.size
-    return lookups
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return {name: lookup.to(device) for name, lookup in lookups.items()}  # once, not at every use
 
 
 def _multiply(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atopipe.ato.execution import Execution
 from atopipe.ato.recipe import WeightSettings
 from atopipe.ato.removal.structure import Structure, cut_model, cut_tensors
 from atopipe.ato.snapshot import Snapshot, joined, of_optimizer, restore_optimizer
+from atopipe.ato.training.average import MovingAverage
 from atopipe.ato.training.objective import CrossEntropy, Objective
 from atopipe.ato.training.optimizers import carry_over, make_optimizer, set_learning_rate
 
@@ -32,7 +32,7 @@ class WeightTrainer:
         self.objective, self.head = objective or CrossEntropy(settings.label_smoothing), head
         self.forward = execution.prepare(model)
         self.optimizer = make_optimizer(model, settings, head)
-        self.average = _average_of(model, settings.ema) if settings.ema > 0 else None
+        self.average = MovingAverage(model, settings.ema) if settings.ema > 0 else None
 
     @property
     def delivered(self) -> nn.Module:
@@ -44,12 +44,13 @@ class WeightTrainer:
         self.model.train()
         set_learning_rate(self.optimizer, rate)
         share, order = mixing(len(images), self.settings.mixup, self.generator)
+        order = order.to(images.device, non_blocking=True)
         mixed = mix(images, share, order)
         loss_of = self.objective.on(mixed)
         logits = self.execution.logits(self.forward, mixed)
         loss = share * loss_of(logits, labels)
         if share < 1:
-            loss = loss + (1 - share) * loss_of(logits, labels[order.to(labels.device)])
+            loss = loss + (1 - share) * loss_of(logits, labels[order])
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self.settings.clip_norm > 0:
@@ -60,7 +61,7 @@ class WeightTrainer:
     def average_in(self) -> None:
         """Let the moving average follow, once all that a step does to the weights is done."""
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.follow(self.model)
 
     def cut(self, structure: Structure) -> None:
         """Go on with the small network; moments and average carry over. The full-size network is not changed."""
@@ -70,9 +71,8 @@ class WeightTrainer:
         self.optimizer = make_optimizer(self.model, self.settings, self.head)
         carry_over(before, self.optimizer, dict(full.named_parameters()), self.model, cuts)
         if self.average is not None:
-            seen = self.average.n_averaged
-            self.average = _average_of(cut_model(self.average.module, structure), self.settings.ema)
-            self.average.n_averaged.copy_(seen)
+            small = cut_model(self.average.module, structure).to(memory_format=self.execution.memory_format)
+            self.average = MovingAverage(small, self.settings.ema, self.average.steps)
 
     def snapshot(self) -> Snapshot:
         """Weights, buffers, moments and average as they are now."""
@@ -81,7 +81,7 @@ class WeightTrainer:
             "optimizer": of_optimizer(self.optimizer),
         }
         if self.average is not None:
-            parts["average"] = Snapshot(self.average.state_dict(), {})
+            parts["average"] = self.average.snapshot()
         return joined(**parts)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -89,12 +89,7 @@ class WeightTrainer:
         self.model.load_state_dict(snapshot.part("model").tensors)
         restore_optimizer(self.optimizer, snapshot.part("optimizer"))
         if self.average is not None:
-            self.average.load_state_dict(dict(snapshot.part("average").tensors))
-
-
-def _average_of(model: nn.Module, decay: float) -> AveragedModel:
-    follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+            self.average.restore(snapshot.part("average").tensors)
 
 
 def mixing(count: int, alpha: float, generator: torch.Generator) -> tuple[float, Tensor]:

@@ -66,7 +66,7 @@ def replicated(model: "nn.Module") -> "Forward":
     """The network with its gradients averaged over all processes, each of which starts from the first one's weights."""
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def broadcast_flags(answers: Sequence[bool]) -> list[bool]:
