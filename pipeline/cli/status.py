@@ -9,6 +9,7 @@ from atopipe.pipeline.api import verify as problems_of
 from atopipe.pipeline.cli.settings import RunOptions, show_entries
 from atopipe.pipeline.cli.tools.doctor import examine
 from atopipe.pipeline.rundir.directory import RunDirectory
+from atopipe.pipeline.rundir.lock import in_use_by
 from atopipe.pipeline.rundir.plan import plan
 from atopipe.pipeline.system.errors import MissingError
 
@@ -22,6 +23,8 @@ def verify_run(root: Path, *, as_json: bool) -> None:
     """Prints what is missing, changed or extra in `root`; raises MissingError if anything is."""
     problems = problems_of(root)
     show_entries(problems, as_json=as_json)
+    if problems and (user := in_use_by(root)):
+        raise MissingError(f"'{root}' is in use by {user}, which is still writing: verify it again when that has ended")
     if problems:
         files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
         raise MissingError(

@@ -165,7 +165,8 @@ def _failure_recorded(name: str, run: RunDirectory, display: Display) -> Iterato
     try:
         yield
     except BaseException as error:
-        run.record.event("stage failed", stage=name, error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # the folder may be what failed
+            run.record.event("stage failed", stage=name, error=f"{type(error).__name__}: {error}")
         was_asked = isinstance(error, KeyboardInterrupt) or stop_requested.made
         raise (_interrupted(name, run.root) if was_asked else _placed(error, run.root)) from error
     finally:
@@ -178,5 +179,7 @@ def _interrupted(stage: str, root: Path) -> Interrupted:
 
 def _placed(error: BaseException, root: Path) -> BaseException:
     """The same error, told with the folder where that helps."""
+    if isinstance(error, OSError) and not root.exists():
+        return MissingError(f"'{root}' was moved or deleted while it was in use: move it back, and run again to resume")
     failure = explain(error, root) if isinstance(error, OSError) else None
     return MissingError(failure.message) if failure else error

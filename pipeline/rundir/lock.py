@@ -50,6 +50,16 @@ def locked(root: Path) -> Iterator[str | None]:
         lock.release()  # the file stays: who waits for it must not be left with one that is gone
 
 
+def in_use_by(root: Path) -> str | None:
+    """Who works in the run in `root`, as far as it says so and is a process of this machine that lives."""
+    import psutil
+
+    holder = _holder(root)
+    pid, here = holder.get("pid"), holder.get("host") == socket.gethostname()
+    lives = isinstance(pid, int) and 1 < pid < 2**31 and pid != os.getpid() and psutil.pid_exists(pid)
+    return _named(holder) if here and lives else None
+
+
 def _holder(root: Path) -> dict[str, object]:
     """Who wrote the file beside the lock; empty where nobody has."""
     try:

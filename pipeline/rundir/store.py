@@ -193,7 +193,7 @@ class StageStore:
 
     def _begin(self, stage: str) -> Path:
         partial = self._partial(stage)
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
         return partial
 
@@ -233,6 +233,14 @@ def _is_file_of(path: Path, root: Path, digest: str) -> bool:
     """Whether an ordinary file of that digest lies there, reached through no link below `root`."""
     between = [path, *path.parents][: len(path.relative_to(root).parts)]
     return path.is_file() and not any(map(Path.is_symlink, between)) and sha256_file(path) == digest
+
+
+def remove(path: Path) -> None:
+    """Whatever is there: a link itself, not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _clear_way(path: Path, root: Path) -> None:

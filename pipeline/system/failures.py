@@ -5,8 +5,10 @@ string, so that reading this table loads none of the heavy libraries that the le
 """
 
 import errno
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ OUT_OF_MEMORY = frozenset({"builtins.MemoryError", "torch.OutOfMemoryError"})
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # a plain RuntimeError in torch
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # as torch writes them
 OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+NEXT_TO_NOTHING = 10**6  # bytes
 NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
@@ -82,15 +85,48 @@ def _bytes(size: re.Match[str]) -> float:
 
 
 def _explain_os(error: OSError, folder: Path | None) -> Failure | None:
+    if isinstance(error, shutil.Error):  # of a copied tree: its errors as text
+        codes = (code for code in (*OUT_OF_SPACE, *NOT_WRITABLE) if os.strerror(code) in str(error))
+        error = OSError(next(codes, None), str(error))
     place = Path(error.filename) if isinstance(error.filename, str) else (folder or Path.cwd())
     if error.errno in OUT_OF_SPACE:
-        free = shutil.disk_usage(_existing(folder or place)).free / 1e6
-        message = f"no space left in '{folder or place}' ({free:.1f} MB free): free some, or choose another --output"
+        return Failure(_no_space(error, folder or place), MissingError.exit_code)
+    if error.errno == errno.EFBIG:
+        message = f"a file in '{folder or place}' would be larger than this process may write: raise ulimit -f"
+        return Failure(message, MissingError.exit_code)
+    if error.errno == errno.ENOENT and error.filename is None and "temporary directory" in str(error.strerror):
+        message = "no folder for temporary files can be written: free some space there, or set TMPDIR to another"
         return Failure(message, MissingError.exit_code)
     if error.errno in NOT_WRITABLE:
         message = f"'{place}' cannot be used ({error.strerror}): change its permissions, or choose another --output"
         return Failure(message, MissingError.exit_code)
     return None
+
+
+def _no_space(error: OSError, place: Path) -> str:
+    """What is used up, and where: space, names of files or a quota, of the run's folder or that of temporary files."""
+    if error.errno == errno.EDQUOT:
+        return f"the quota of disk space is used up in '{place}': free some, or choose another --output"
+    full = next(filter(_is_full, (place, *_temporary_folder())), place)
+    remedy = "choose another --output" if full == place else "set TMPDIR to another folder"
+    free = shutil.disk_usage(_existing(full)).free
+    if free >= NEXT_TO_NOTHING and _is_full(full):
+        return f"no inodes left in '{full}' for more files: remove some, or {remedy}"
+    return f"no space left in '{full}' ({free / 1e6:.1f} MB free): free some, or {remedy}"
+
+
+def _is_full(place: Path) -> bool:
+    if not hasattr(os, "statvfs"):  # as on Windows
+        return shutil.disk_usage(_existing(place)).free < NEXT_TO_NOTHING
+    found = os.statvfs(_existing(place))
+    return found.f_bavail * found.f_frsize < NEXT_TO_NOTHING or (found.f_files > 0 and found.f_favail == 0)
+
+
+def _temporary_folder() -> list[Path]:
+    try:
+        return [Path(tempfile.gettempdir())]
+    except OSError:  # none can be written
+        return []
 
 
 def _existing(path: Path) -> Path:

@@ -22,6 +22,7 @@ from atopipe.pipeline.report.results import publish_verdict, results_of, summary
 from atopipe.pipeline.report.verdicts import equivalence_failure, verdicts_of
 from atopipe.pipeline.rundir.directory import RunDirectory
 from atopipe.pipeline.rundir.layout import MODEL, Result, file_of
+from atopipe.pipeline.rundir.store import remove
 from atopipe.pipeline.stages.bundle.archive import write_sums, write_zip
 from atopipe.pipeline.stages.bundle.card import model_card
 from atopipe.pipeline.system.errors import ParityGateFailed
@@ -77,7 +78,7 @@ def _refuse_another_model(run: RunDirectory, results: Sequence[Result]) -> None:
     """
     if error := equivalence_failure(verdicts_of(run)):
         publish_verdict(run, results)
-        shutil.rmtree(run.root / FOLDER, ignore_errors=True)
+        remove(run.root / FOLDER)
         (run.root / ARCHIVE).unlink(missing_ok=True)
         raise error
 
@@ -192,9 +193,9 @@ def _replay(folder: Path) -> dict[str, Any]:
 def _publish(context: Context) -> None:
     """Copies for people, at the top of the run directory, in the place of older ones."""
     root, partial = context.run.root, context.run.root / f".{FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     shutil.copytree(context.folder / FOLDER, partial)
-    shutil.rmtree(root / FOLDER, ignore_errors=True)
+    remove(root / FOLDER)
     partial.rename(root / FOLDER)
     write_bytes(root / ARCHIVE, (context.folder / ARCHIVE).read_bytes())
 

@@ -3,9 +3,12 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,15 +303,66 @@ def test_every_leaf_error_exists_and_is_mapped() -> None:
             5,
             "out of memory: 2.1 GB more were requested and 0.5 GB are free: lower --batch-size or data.input_size",
         ),
+        (
+            shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+            5,
+            r"no space left in '.*' \(\d+\.\d MB free\): free some, .*",
+        ),
+        (OSError(errno.EFBIG, "File too large"), 5, r"a file in '.*' would be larger than .*: raise ulimit -f"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, r"the quota of disk space is used up in '.*': free some, .*"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            5,
+            "no folder for temporary files can be written: free some space there, or set TMPDIR to another",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: complete stages stay usable"),
     ],
-    ids=["disk full", "permission", "memory", "memory of a GPU", "ctrl-c"],
+    ids=[
+        "disk full",
+        "permission",
+        "memory",
+        "memory of a GPU",
+        "copied tree",
+        "file size",
+        "quota",
+        "temporary",
+        "ctrl-c",
+    ],
 )
 def test_errors_of_the_machine_are_explained(error: BaseException, code: int, words: str) -> None:
     failure = explain(error)
     assert failure is not None
     assert failure.exit_code == code
     assert re.fullmatch(words, failure.message)
+
+
+@pytest.mark.parametrize(
+    ("full", "blocks", "files", "words"),
+    [
+        ("run", 0, 9, "no space left in '{run}' ({free} MB free): free some, or choose another --output"),
+        ("run", 10**6, 0, "no inodes left in '{run}' for more files: remove some, or choose another --output"),
+        ("tmp", 0, 9, "no space left in '{tmp}' ({free} MB free): free some, or set TMPDIR to another folder"),
+        ("tmp", 10**6, 0, "no inodes left in '{tmp}' for more files: remove some, or set TMPDIR to another folder"),
+    ],
+)
+def test_what_is_used_up_is_told_by_where_and_what(
+    full: str, blocks: int, files: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {name: tmp_path / name for name in ("run", "tmp")}
+    for place in places.values():
+        place.mkdir()
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        is_full = Path(path) == places[full]
+        found = {"f_bavail": blocks, "f_favail": files} if is_full else {"f_bavail": 10**6, "f_favail": 9}
+        return SimpleNamespace(f_frsize=4096, f_files=10, **found)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096 * statvfs(path).f_bavail))
+    monkeypatch.setattr(tempfile, "tempdir", str(places["tmp"]))
+    failure = explain(OSError(errno.ENOSPC, "No space left on device"), places["run"])
+    assert failure is not None
+    assert failure.message == words.format(**places, free=f"{4096 * blocks / 1e6:.1f}")
 
 
 def test_torchs_own_want_of_memory_is_explained() -> None:

@@ -172,3 +172,31 @@ def test_a_failing_stage_leaves_the_complete_ones_and_no_partial_folder(
     second.instead = None
     execute([first.stage, second.stage], [first.stage, second.stage], run, QuietDisplay())
     assert (first.runs, second.runs) == (1, 2)
+
+
+def test_a_run_directory_that_is_moved_meanwhile_is_named(run: RunDirectory) -> None:
+    def moved(context: Context) -> dict[str, float]:
+        run.root.rename(run.root.with_name("elsewhere"))
+        (context.folder / "file").write_text("x")
+        return {}
+
+    stage = Counting("train", instead=moved)
+    with pytest.raises(MissingError) as caught:
+        execute([stage.stage], [stage.stage], run, QuietDisplay())
+    words = "was moved or deleted while it was in use: move it back, and run again to resume"
+    assert str(caught.value) == f"'{run.root}' {words}"
+
+
+@pytest.mark.parametrize("to", ["folder", "file", "nowhere"])
+def test_a_link_in_the_place_of_an_attempt_is_taken_away_and_not_followed(
+    run: RunDirectory, to: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/kept").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    (run.root / "stages").mkdir(exist_ok=True)
+    (run.root / "stages/.train.partial").symlink_to(tmp_path / to)
+    stage = Counting("train")
+    execute([stage.stage], [stage.stage], run, QuietDisplay())
+    assert (tmp_path / "folder/kept").read_text() == (tmp_path / "file").read_text() == "kept"
+    assert not (run.root / "stages/train").is_symlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atopipe.pipeline.rundir.lock import HOLDER, LOCK, locked
+from atopipe.pipeline.rundir.lock import HOLDER, LOCK, in_use_by, locked
 from atopipe.pipeline.system.errors import MissingError
 
 HOLD = """
@@ -100,3 +100,9 @@ def test_a_pipe_beside_the_lock_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / HOLDER)
     with locked(tmp_path):
         pass
+
+
+def test_who_is_still_there_is_told(tmp_path: Path) -> None:
+    with holder(tmp_path) as first:
+        assert in_use_by(tmp_path) == f"process {first.pid} on {socket.gethostname()}"
+    assert in_use_by(tmp_path) is None
