@@ -12,7 +12,7 @@ from filelock import FileLock
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 NAMED_SKIPS = (
-    "no Chromium or Chrome is installed",
+    r"no (Chromium or Chrome|C\+\+ compiler|Node\.js) is installed",
     "mounting a small disk takes rights that this process has not",
     "this ONNX Runtime knows no (TensorRT|CUDA)",
     r"(CUDA is usable here|has a GPU)",

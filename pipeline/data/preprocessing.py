@@ -110,12 +110,28 @@ def to_pixels(image: Image.Image, resize: Size, crop: Size, interpolation: str =
     if height * width > STRETCHED * resize[0] * resize[1]:  # a line of 1x30000 pixels would take 19 GB
         down, across = image.height / height, image.width / width
         box = (left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down)
-        image = image.resize((crop[1], crop[0]), resampling, box)
+        image = resized(image, crop, resampling, box)
         top, left = 0, 0
-    elif (height, width) != (image.height, image.width):
-        image = image.resize((width, height), resampling)
+    else:
+        image = resized(image, (height, width), resampling, (0, 0, image.width, image.height))
     pixels = np.asarray(image)[top : top + crop[0], left : left + crop[1]]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def resized(
+    image: Image.Image, size: Size, resampling: Image.Resampling, box: tuple[float, float, float, float]
+) -> Image.Image:
+    """The `box` (left, top, right, bottom) of the image, scaled to `size` along one axis after the other.
+
+    Across first, but down first if it is a strip, more than 16 times as high as wide. Asked for both at once, Pillow
+    chooses an order by the picture and by its own version (from 13.0 on), and what it rounds in between differs.
+    """
+    left, top, right, bottom = box
+    if image.height > STRETCHED * image.width:
+        image = image.resize((image.width, size[0]), resampling, (0, top, image.width, bottom))
+        return image.resize((size[1], size[0]), resampling, (left, 0, right, size[0]))
+    image = image.resize((size[1], image.height), resampling, (left, 0, right, image.height))
+    return image.resize((size[1], size[0]), resampling, (0, top, size[1], bottom))
 
 
 def upright(image: Image.Image) -> Image.Image:

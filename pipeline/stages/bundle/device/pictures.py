@@ -53,11 +53,26 @@ def to_pixels(image: Image.Image, resize: tuple[int, int], crop: tuple[int, int]
     if height * width > STRETCHED * resize[0] * resize[1]:  # cut before it is enlarged
         down, across = image.height / height, image.width / width
         box = (left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down)
-        image = image.resize((crop[1], crop[0]), resampling, box)
+        image = resized(image, crop, resampling, box)
         top, left = 0, 0
-    elif (height, width) != (image.height, image.width):
-        image = image.resize((width, height), resampling)
+    else:
+        image = resized(image, (height, width), resampling, (0, 0, image.width, image.height))
     return np.asarray(image)[top : top + crop[0], left : left + crop[1]].transpose(2, 0, 1)
+
+
+def resized(
+    image: Image.Image, size: tuple[int, int], resampling: Any, box: tuple[float, float, float, float]
+) -> Image.Image:
+    """The `box` of the image scaled to `size`: across, then down; of a strip that is high, down first.
+
+    Asked for both at once, Pillow chooses an order by the picture and by its own version.
+    """
+    left, top, right, bottom = box
+    if image.height > STRETCHED * image.width:
+        image = image.resize((image.width, size[0]), resampling, (0, top, image.width, bottom))
+        return image.resize((size[1], size[0]), resampling, (left, 0, right, size[0]))
+    image = image.resize((size[1], image.height), resampling, (left, 0, right, image.height))
+    return image.resize((size[1], size[0]), resampling, (0, top, size[1], bottom))
 
 
 def upright(image: Image.Image) -> Image.Image:
