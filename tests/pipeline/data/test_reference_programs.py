@@ -17,11 +17,12 @@ WAYS = ("bilinear", "bicubic", "lanczos")
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    if shutil.which("g++") is None:
+    compiler = shutil.which("g++")
+    if compiler is None:
         pytest.skip("no C++ compiler is installed")
     program = tmp_path_factory.mktemp("compiled") / "preprocess"
     options = ["-O2", "-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["g++", *options, str(PROGRAMS / "preprocess.cpp"), "-o", str(program)], check=True)
+    subprocess.run([compiler, *options, str(PROGRAMS / "preprocess.cpp"), "-o", str(program)], check=True)
     return [str(program)]
 
 
