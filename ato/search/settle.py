@@ -20,7 +20,7 @@ Measure = Callable[[Tensor], float]  # widths [sets] -> the cost in its own unit
 ROUNDS = 4
 HELD = 0.97  # of the limit: what a measurement must be within, as another session of the same pair differs so much
 USED = 0.94  # of the limit: widths that measure between this and `HELD` are not corrected further
-AIM = 0.955  # of the limit: what a correction aims at
+AIM = 0.955  # of the limit: what is aimed at
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def settle_widths(
     others = [budget for budget in budgets if budget is not measured]
     rounds: list[Correction] = []
     best: tuple[float, Tensor] | None = None
-    allowed = measured.limit
+    allowed = AIM * measured.limit
     while True:
         narrowest = float(measured.cost(narrowest_widths(groups, align)))
         allowed = min(max(allowed, narrowest), measured.cost.dense)

@@ -13,6 +13,7 @@ from atopipe.pipeline.rundir.layout import DEVICES, file_of
 from atopipe.pipeline.system.errors import MissingError, UsageError
 from atopipe.pipeline.system.files import DamagedError, read_ordinary, write_json
 
+KEPT = 0.8  # of a device's runs undisturbed, below which they decide nothing
 FOR_ANOTHER_DEVICE = (
     "it is a promise for another device: run the bundle's infer.py --bench there, and add what it prints"
 )
@@ -95,7 +96,8 @@ def add_device(run: RunDirectory, file: Path) -> None:
 def decided(run: RunDirectory, gates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The gates of a run; the promise for another device as it decides itself, where its measurements were added.
 
-    It must be the device of the table: processor, version of ONNX Runtime and threads; its slowest time counts.
+    It must be the device of the table, by processor, version of ONNX Runtime and threads, and have been undisturbed;
+    its slowest time counts.
     """
     promised, target = run.config.latency_table is not None, run.config.target_latency
     if not promised or target is None or run.config.deployment.batch > 1:
@@ -123,10 +125,10 @@ def decided(run: RunDirectory, gates: Sequence[dict[str, Any]]) -> list[dict[str
 
 
 def _is_of(device: Device, table: dict[str, Any]) -> bool:
-    """Whether the device is the one that the table was made on."""
+    """Whether the device is the one that the table was made on, and was free enough to say something."""
     host = device.device
     is_same = table["processor"].partition(", ")[0] == host.cpu and table["runtime"] == host.onnxruntime
-    return bool(is_same and table["threads"] == host.threads)
+    return bool(is_same and table["threads"] == host.threads and device.bench.kept >= KEPT)
 
 
 def _devices(run: RunDirectory) -> Iterator[Device]:

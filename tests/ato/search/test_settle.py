@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.search.budget import Budget, BudgetError
 from atopipe.ato.search.cost import flops, params
-from atopipe.ato.search.settle import ROUNDS, USED, settle_widths
+from atopipe.ato.search.settle import AIM, ROUNDS, USED, settle_widths
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def test_the_measured_cost_is_within_the_limit_and_uses_it(problem, bias: float)
     measured = bias * float(cost(widths))
     assert measured <= budget.limit
     assert measured >= USED * budget.limit or len(rounds) == ROUNDS
-    assert rounds[0].allowed == budget.limit
+    assert rounds[0].allowed == pytest.approx(AIM * budget.limit)
+    assert bias != 1 or len(rounds) == 1  # a model that is right is measured once
     assert all(r.measured == pytest.approx(bias * r.predicted) for r in rounds)
 
 

@@ -65,10 +65,11 @@ def test_the_device_decides_its_promise(ms: float, target: str, outcome: str, va
         {"device": {**DEVICE["device"], "cpu": "AMD EPYC"}},
         {"device": {**DEVICE["device"], "onnxruntime": "1.31.1"}},
         {"device": {**DEVICE["device"], "threads": 2}},
+        {"bench": {**DEVICE["bench"], "kept": 0.5}},
     ],
-    ids=["another model", "another processor", "another runtime", "other threads"],
+    ids=["another model", "another processor", "another runtime", "other threads", "a busy device"],
 )
-def test_another_device_decides_nothing(other: dict[str, Any], tmp_path: Path) -> None:
+def test_another_or_a_busy_device_decides_nothing(other: dict[str, Any], tmp_path: Path) -> None:
     run = run_for(tmp_path)
     (tmp_path / "devices/one.json").write_text(json.dumps({**DEVICE, **other}))
     (tmp_path / "devices/damaged.json").write_text("{")
