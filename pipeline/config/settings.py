@@ -150,7 +150,7 @@ TRAINING = (
         "recipe.align",
         "--align",
         "N",
-        "Keep multiples of N channels; auto (default): 4, 8 or 16, depending on the width.",
+        "Keep multiples of N channels; auto (default): 4, 8 or 16 by width, or as measured for a latency target.",
         kind="auto or a whole number of channels",
     ),
     Setting(

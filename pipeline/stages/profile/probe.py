@@ -30,7 +30,7 @@ NETWORKS = "networks.zip"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 WARM_RUNS, RUNS = 2, 5  # of a network in a round, and again for its profile
 SECONDS = 0.04  # of a network in a round, where it is fast
-ROUNDS, MOST_ROUNDS, ENOUGH = 2, 5, 50.0  # all networks are gone through twice, and again within so many seconds
+ROUNDS, MOST_ROUNDS, ENOUGH = 2, 9, 50.0  # all networks are gone through twice, and again within so many seconds
 
 
 class Failed(Exception):
