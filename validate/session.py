@@ -1,11 +1,13 @@
 """The only place that makes an ONNX Runtime session: explicit threads, no spinning, no silent change of provider."""
 
 import ctypes
+import io
 import os
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +23,8 @@ _ERRORS = 3  # ONNX Runtime's severities: 0 verbose, 1 information, 2 warning, 3
 _FATAL = 4  # whatever stops a session is raised as well: its log would only say the same twice
 _MEMORY = {CUDA: "cuda", TENSORRT: "cuda"}  # where a provider's own tensors are, unless beside everything else
 _NUMBERS = {f"tensor({kind})" for kind in ("float", "float16", "double", "int8", "uint8", "int32", "int64")}
-_PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}  # whole float32, as everywhere else
+# Whole float32 as everywhere else, and cuDNN's convolutions by rule: a timed search may take another one each time.
+_PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 
 ort.set_default_logger_severity(_ERRORS)
 
@@ -143,6 +146,8 @@ def open_session(
             is no tensor of numbers.
     """
     _require_listed(provider)
+    if provider in _MEMORY:
+        _load_cuda()
     source = model if isinstance(model, bytes) else _existing(model)
     try:
         runtime = ort.InferenceSession(
@@ -203,6 +208,13 @@ def _missing_library(provider: str) -> str:
     except OSError as error:
         return f"its library cannot be loaded: {error}" if "cannot open shared object" in str(error) else ""
     return ""
+
+
+@cache
+def _load_cuda() -> None:
+    """CUDA and cuDNN as pip installs them, where the loader alone does not find them; what is missing is told later."""
+    with redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
 
 
 def _options(provider: str, threads: int, optimisation: Optimisation) -> Any:

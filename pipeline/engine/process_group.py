@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from atopipe.pipeline.system.errors import MissingError
 from atopipe.pipeline.system.signals import StopRequest, handled_by
+from atopipe.pipeline.system.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,8 @@ def together(device: "torch.device", stop: StopRequest) -> Iterator[None]:
             dist.destroy_process_group()
         except RuntimeError as error:
             if _is_loss(error):
-                raise ProcessLostError(LOST) from error
+                words = f"; NCCL says: {first_line(error)}" if "NCCL" in str(error) else ""
+                raise ProcessLostError(LOST + words) from error
             raise
 
 

@@ -11,7 +11,7 @@ from atopipe.pipeline.engine.process_group import replicated
 from atopipe.pipeline.engine.start import input_of, load_start, new_model, normalised, weights_of
 from atopipe.pipeline.report.terminal import Display
 from atopipe.pipeline.system.errors import MissingError, UsageError
-from atopipe.pipeline.system.job import this_job
+from atopipe.pipeline.system.job import started_by_slurm, this_job
 from atopipe.pipeline.system.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class Workspace:
         import torch
 
         gpus = torch.cuda.device_count()
+        if gpus == 1 and started_by_slurm():  # --gpus-per-task=1 shows each process its own
+            return torch.device("cuda", 0)
         if self.job.local_size > gpus:
             remedy = "start one process per GPU, or choose --device cpu"
             raise MissingError(f"this job has {self.job.local_size} processes here and {gpus} GPUs: {remedy}")

@@ -14,10 +14,13 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 def ending() -> tuple[signal.Signals, ...]:
-    """The signals that ask a process to end; a closed terminal's only if nobody, as nohup does, has it ignored."""
-    hangup = getattr(signal, "SIGHUP", None)  # there is none on Windows
-    closed = () if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else (hangup,)
-    return (signal.SIGINT, signal.SIGTERM, *closed)
+    """The signals that ask a process to end; a closed terminal's only if nobody, as nohup does, has it ignored.
+
+    SIGUSR1 is what Slurm sends before the time is up (`--signal=USR1@120`).
+    """
+    others = (getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1"))  # there are none on Windows
+    asking = (number for number in others if number is not None and signal.getsignal(number) is not signal.SIG_IGN)
+    return (signal.SIGINT, signal.SIGTERM, *asking)
 
 
 class StopRequest:

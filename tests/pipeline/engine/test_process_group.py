@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.engine.process_group import LOST
 from atopipe.pipeline.system.errors import UsageError
-from atopipe.pipeline.system.job import Job, this_job
+from atopipe.pipeline.system.job import Job, first_node, tasks_per_node, this_job
 
 CODE = """
 import numpy as np
@@ -211,3 +211,21 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_without_a_launcher_a_job_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert this_job() == Job(0, 1, 0, 1)
+
+
+def test_srun_tells_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"STEP_NUM_TASKS": "11", "PROCID": "9", "LOCALID": "1", "NODEID": "2", "JOB_ID": "77"}
+    told |= {"STEP_TASKS_PER_NODE": "4(x2),3", "STEP_NODELIST": "gpu[003-005]"}
+    monkeypatch.setattr(os, "environ", {f"SLURM_{name}": value for name, value in told.items()})
+    assert this_job() == Job(9, 11, 1, 3)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu003", "20077")
+    monkeypatch.setattr(os, "environ", {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"})
+    assert this_job() == Job()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("a", "a"), ("a,b", "a"), ("gpu[3-5,9],b", "gpu3"), ("rack1-[07]", "rack1-07")]
+)
+def test_the_first_of_slurms_nodes_is_the_master(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+    assert tasks_per_node("2,1(x3)") == [2, 1, 1, 1]

@@ -17,7 +17,7 @@ def hangup() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hangup")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_closed_terminal_asks_as_the_others_do(number: signal.Signals) -> None:
     stop = StopRequest()
     with stop.listening():
@@ -36,6 +36,6 @@ def test_a_closed_terminal_asks_as_the_others_do(number: signal.Signals) -> None
 @pytest.mark.usefixtures("hangup")
 def test_under_nohup_a_closed_terminal_says_nothing() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert ending() == (signal.SIGINT, signal.SIGTERM)
+    assert ending() == (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     with terminable():
         signal.raise_signal(signal.SIGHUP)
