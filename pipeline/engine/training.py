@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from atopipe.ato.recipe import WeightSettings
+from atopipe.pipeline.config.load import DEFAULT_RECIPE
+from atopipe.pipeline.config.schema import Config
 from atopipe.pipeline.engine.busy import StepWatch
 from atopipe.pipeline.engine.process_group import broadcast_bytes
 from atopipe.pipeline.engine.stage import Context
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from atopipe.pipeline.data.dataset import Batches, SplitBatches
 
     Report = Callable[[Progress | EpochRecord], None]
+
+LEAST_SHARE = 32  # images of a batch for each process
+LARGE = 100_000  # training images
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,24 @@ def _reporter(context: Context) -> "Report":
     return report
 
 
+def doubtful_settings(config: Config, images: int, processes: int) -> "Iterator[str]":
+    """What of the recipe does not suit so many training images, or so many processes; a sentence each."""
+    share = config.recipe.batch_size // processes
+    if processes > 1 and share < LEAST_SHARE:
+        yield (
+            f"batch size {config.recipe.batch_size} leaves {share} images for each of {processes} processes, too few "
+            f"for batch statistics: --batch-size {LEAST_SHARE * processes} gives each {LEAST_SHARE}"
+        )
+    if images > LARGE and config.recipe.weights == WeightSettings():
+        yield f"recipe {DEFAULT_RECIPE} is for small data, and there are {images:,} images: try --recipe imagenet"
+
+
 def record_data(context: Context) -> None:
     """Writes data.json: what the source answered, and what makes the figures doubtful, which is shown as well."""
     from atopipe.pipeline.data.answer import remarks
 
-    data = context.workspace.data
-    found = remarks(data)
+    workspace, data = context.workspace, context.workspace.data
+    found = [*remarks(data), *doubtful_settings(context.config, len(data.train), workspace.job.size)]
     for remark in found:
         context.display.say(f"note    {remark}")
         context.run.record.event("data remark", text=remark)
