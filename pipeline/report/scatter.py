@@ -8,7 +8,7 @@ from html import escape
 from atopipe.pipeline.report.charts import Frame, svg, text
 
 WIDTH, HEIGHT = 400, 300  # fits a telephone; two stand side by side on a desk
-NAMED = 10  # marks that are named; of more, the names are tooltips
+NAMED = 10  # marks that are named; of more, and of those that are beaten, the names are tooltips
 ROUND = (1, 2, 2.5, 5, 10)
 
 
@@ -45,7 +45,7 @@ def accuracy_chart(marks: Sequence[Mark], cost: str, shown: Callable[[float], st
         *_costs(frame, right, cost, shown),
         _front([mark for mark in marks if mark.kind == "best"], place),
         *(part for mark in marks for part in _mark(mark, place, shown)),
-        *(_names(marks, place) if len(marks) <= NAMED else ()),
+        *_names([mark for mark in marks if mark.kind != "beaten"], place),
     ]
     best = max(marks, key=lambda mark: mark.accuracy)
     about = f"{len(marks)} networks; the most accurate is {best.name} with {_percent(best.accuracy)}"
@@ -92,7 +92,7 @@ def _mark(mark: Mark, place: Place, shown: Callable[[float], str]) -> Iterator[s
 
 def _names(marks: Sequence[Mark], place: Place) -> Iterator[str]:
     """Below every mark, on the side where there is more room: the line through them rises."""
-    for mark in marks:
+    for mark in marks if len(marks) <= NAMED else ():
         x, y = place(mark.cost, mark.accuracy)
         is_right = x > 0.62 * WIDTH
         yield text(x - 7 if is_right else x + 7, y + 16, mark.name, "ink end" if is_right else "ink")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from atopipe.pipeline.rundir.events import read_events
@@ -39,8 +40,19 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """What runs that differ in their seed alone have on average, and the deviation of their accuracies."""
+
+    name: str
+    seeds: int
+    accuracy: float
+    deviation: float
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Curve:
-    """All complete runs, the dense networks they are compared with, and what the whole took.
+    """All complete runs, the dense networks they are compared with, means over seeds, and what the whole took.
 
     `seconds`: of all stages, each counted once; `alone`: what the runs would have taken one by one, with the stages
     they took over from others.
@@ -51,6 +63,7 @@ class Curve:
     missing: tuple[str, ...]
     seconds: float
     alone: float
+    means: tuple[Mean, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The content of sweep.json."""
@@ -68,7 +81,20 @@ def curve_of(sweep: SweepDirectory, chosen: Mapping[str, Mapping[str, str]]) -> 
         tuple(name for name in chosen if name not in {point.name for point in points}),
         sum(own for own, _ in spent),
         sum(own + taken for own, taken in spent),
+        tuple(means_of(points)),
     )
+
+
+def means_of(points: Sequence[Point]) -> Iterator[Mean]:
+    """One for each group of two or more runs that differ in their seed alone."""
+    groups: dict[tuple[str, ...], list[Point]] = {}
+    for point in points:
+        groups.setdefault(tuple(value for name, value in point.chosen.items() if name != "seed"), []).append(point)
+    for values, group in groups.items():
+        if len(group) > 1:
+            accuracies = [point.accuracy for point in group]
+            costs = {c: fmean(p.costs[c] for p in group) for c in COSTS if all(c in p.costs for p in group)}
+            yield Mean(" ".join(values), len(group), fmean(accuracies), stdev(accuracies), costs)
 
 
 def marked(points: Sequence[Point]) -> Iterator[Point]:

@@ -43,8 +43,9 @@ def as_text(curve: Curve) -> str:
     rows = [HEADINGS, *(tuple(map(printable, row.cells)) for row in _rows(curve))]
     sides: list[Side] = ["right" for _ in HEADINGS]
     sides[0] = sides[-1] = "left"
+    means = ["", aligned(list(_means(curve)), sides[:-3])] if curve.means else []
     missing = [f"not complete: {', '.join(map(printable, curve.missing))}"] if curve.missing else []
-    return "\n".join([aligned(rows, sides), "", *missing, spent(curve)])
+    return "\n".join([aligned(rows, sides), *means, "", *missing, spent(curve)])
 
 
 def spent(curve: Curve) -> str:
@@ -82,6 +83,7 @@ def as_html(curve: Curve, title: str) -> str:
         charts=[Markup(chart) for chart in _charts(curve)],  # noqa: S704  # our own text, every name in it escaped
         headings=HEADINGS,
         rows=list(_rows(curve)),
+        means=list(_means(curve)),
     )
 
 
@@ -103,6 +105,15 @@ def _rows(curve: Curve) -> Iterator[Row]:
         gates = ("pass" if point.passed else "fail") if is_run else ""
         link = f"{RUNS}/{point.name}/report.html" if is_run else ""
         yield Row((point.name, f"{point.accuracy:.4f}", interval, *costs, gates, beaten(point)), link)
+
+
+def _means(curve: Curve) -> Iterator[tuple[str, ...]]:
+    """The means over seeds in words, below their headings; nothing where there are none."""
+    if curve.means:
+        yield ("mean of seeds", "top-1", "deviation", *(name for name, _ in SHOWN.values()))
+    for mean in curve.means:
+        costs = (shown(mean.costs[cost]) if cost in mean.costs else "" for cost, (_, shown) in SHOWN.items())
+        yield (f"{mean.name} ({mean.seeds})", f"{mean.accuracy:.4f}", f"{mean.deviation:.4f}", *costs)
 
 
 def _charts(curve: Curve) -> Iterator[str]:

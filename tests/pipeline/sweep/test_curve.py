@@ -3,11 +3,12 @@
 import csv
 import io
 import random
+from dataclasses import replace
 
 import pytest
 
 from atopipe.pipeline.report.scatter import Mark, accuracy_chart
-from atopipe.pipeline.sweep.curve import COSTS, Curve, Point, best, marked
+from atopipe.pipeline.sweep.curve import COSTS, Curve, Point, best, marked, means_of
 from atopipe.pipeline.sweep.report import as_csv, as_html, as_text
 
 
@@ -64,6 +65,23 @@ def test_the_page_and_the_table_show_every_run_and_escape_its_name() -> None:
     assert [row["run"] for row in rows] == ["0.7", "<b>", "dense"]
     assert rows[1]["beaten_by"] == "0.7"
     assert {*COSTS} <= rows[0].keys()
+
+
+def test_runs_that_differ_in_their_seed_alone_are_averaged() -> None:
+    runs = [
+        replace(point(str(n), 0.9 + n / 100, 4.0 + n), chosen={"target_flops": "0.5", "seed": str(n)}) for n in range(3)
+    ]
+    other = replace(point("other", 0.5), chosen={"target_flops": "0.3", "seed": "0"})
+    (mean,) = means_of([*runs, other])
+    assert (mean.name, mean.seeds) == ("0.5", 3)
+    assert mean.accuracy == pytest.approx(0.91)
+    assert mean.deviation == pytest.approx(0.01)
+    assert mean.costs["latency_ms"] == pytest.approx(5)
+    curve = Curve((*runs, other), (), (), 1.0, 1.0, (mean,))
+    assert ["0.5", "(3)", "0.9100", "0.0100", "5", "ms", "1", "M"] in [
+        line.split() for line in as_text(curve).splitlines()
+    ]
+    assert "Means over seeds" in as_html(curve, "title")
 
 
 def test_a_chart_has_a_mark_for_every_network_within_its_frame() -> None:
