@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pydantic_core import ErrorDetails
 
 from atopipe.pipeline.config.settings import FLAGS, SETTINGS, TARGETS
+from atopipe.pipeline.config.targets import Target
 
 PLAIN = {  # pydantic's words
     "a valid integer": "a whole number",
@@ -56,7 +57,9 @@ def _sections(schema: type) -> dict[str, type | None]:
 
 
 def _is_section(hint: object) -> bool:
-    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"))
+    """A target is a value, though it has fields."""
+    is_model = isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"))
+    return is_model and hint is not Target
 
 
 def sentence(error: ErrorDetails, schema: type) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from atopipe.pipeline.cli.main import main
 from atopipe.pipeline.config.schema import Config
-from atopipe.pipeline.report.summary import accuracy_cost
+from atopipe.pipeline.report.summary import Summary, Verdict, accuracy_cost
 from atopipe.pipeline.stages.validate.gates import images_off_limit, majority_gate
 from atopipe.validate.gates import judge
 
@@ -59,11 +59,25 @@ def test_the_headline_says_what_pruning_cost_or_how_to_find_out() -> None:
     assert accuracy_cost({}) == "cost in accuracy unknown: --baseline"
 
 
-def test_every_form_of_the_summary_begins_with_the_cost(finished: Path) -> None:
+@pytest.mark.parametrize(
+    ("outcomes", "decision"),
+    [
+        (["pass", "fail", "inconclusive"], "REJECTED, do not use: failed gate 1"),
+        (["pass", "inconclusive"], "not accepted yet, undecided: gate 1"),
+        (["pass"], "accepted: every gate passed"),
+    ],
+)
+def test_the_summary_says_whether_the_model_may_be_used(outcomes: list[str], decision: str) -> None:
+    verdicts = tuple(Verdict(f"gate {number}", outcome, "") for number, outcome in enumerate(outcomes))
+    assert Summary("run", (), verdicts, "cost", "target", "model.onnx", 1.0).decision == decision
+
+
+def test_every_form_of_the_summary_begins_with_the_decision_and_the_cost(finished: Path) -> None:
     metrics = json.loads((finished / "out/metrics.json").read_text())
     cost = accuracy_cost(metrics)
     assert cost.startswith("cost in accuracy: ")
-    assert (finished / "out/summary.md").read_text().splitlines()[2] == f"**{cost}**"
+    head = ["**accepted: every gate passed**", "", f"**{cost}**"]
+    assert (finished / "out/summary.md").read_text().splitlines()[2:5] == head
     assert (finished / "out/report.html").read_text().index(cost.capitalize()) < 9000
     assert f"\n\n**{cost}**\n" in (finished / "out/bundle/MODEL_CARD.md").read_text()
 

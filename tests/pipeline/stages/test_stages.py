@@ -54,7 +54,7 @@ BUNDLE = (
     *("infer.py", "checks.py", "network.py", "pictures.py"),
     *("samples/samples.npz", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"),
 )
-CHAIN = [stage.name for stage in STAGES if stage.name not in ("profile", "baseline", "quantize")]
+CHAIN = [stage.name for stage in STAGES if stage.name not in ("profile", "search", "baseline", "quantize")]
 METRICS = {
     *("flops.dense", "flops.shrunk", "flops.ratio", "params.dense", "params.shrunk", "params.ratio"),
     *("accuracy.masked", "accuracy.shrunk", "accuracy.onnx", "lossless.max_rel_diff", "parity.max_abs_diff"),
