@@ -54,7 +54,7 @@ def test_one_slow_report_between_fast_ones_is_not_told_of() -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [({}, "0 None"), ({"GOMP_SPINCOUNT": "300"}, "300 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
+    [({}, "1000 None"), ({"GOMP_SPINCOUNT": "300"}, "300 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
 )
 def test_openmp_is_told_before_torch_is_loaded_unless_the_user_chose(given: dict[str, str], found: str) -> None:
     code = (
