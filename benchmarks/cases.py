@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from record import rows
-from torch import nn
+from torch import Tensor, nn
 
 from atopipe.ato.discovery.find import find_groups
 from atopipe.ato.execution import PRECISIONS, Execution
+from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import Recipe
 from atopipe.ato.search.budget import Budget
-from atopipe.ato.search.cost import flops, kept_fraction
+from atopipe.ato.search.cost import Cost, flops, kept_fraction
 from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.training.dense import train_dense
 from atopipe.ato.training.loop import EpochRecord, accuracy
@@ -76,15 +77,27 @@ def train_case(
         cost = flops(model, groups, example)
         budget, learnt = Budget.of_dense(cost, case.target), taught_by(teacher, recipe, execution) if teacher else None
         result = train(model.to(device), groups, [budget], make_search=search, objective=learnt, **common)
-        trained, widths = result.model.to(device), groups.widths(result.mask.cpu())
-        kept = {
-            "flops_ratio": kept_fraction(cost, widths),
-            "widths": {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)},
-        }
-    seconds = {phase: sum(e.seconds for e in epochs if e.phase == phase) for phase in {e.phase for e in epochs}}
+        trained, kept = result.model.to(device), kept_by(groups, cost, result.mask)
     keep(trained)
     tested = accuracy(trained, data.val.batches(WATCHED, device=device), execution)
-    return {"accuracy": tested, **kept, "flops_kept": [e.kept.get("flops", 1.0) for e in epochs], "seconds": seconds}
+    return {
+        "accuracy": tested,
+        **kept,
+        "flops_kept": [e.kept.get("flops", 1.0) for e in epochs],
+        "seconds": seconds_by_phase(epochs),
+    }
+
+
+def kept_by(groups: Groups, cost: Cost, mask: Tensor) -> dict[str, Any]:
+    """What a mask leaves of the FLOPs, and of every width."""
+    widths = groups.widths(mask.cpu())
+    shown = {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)}
+    return {"flops_ratio": kept_fraction(cost, widths), "widths": shown}
+
+
+def seconds_by_phase(epochs: Sequence[EpochRecord]) -> dict[str, float]:
+    """The seconds of all epochs of each phase."""
+    return {phase: sum(e.seconds for e in epochs if e.phase == phase) for phase in {e.phase for e in epochs}}
 
 
 def taught_by(teacher: nn.Module, recipe: Recipe, execution: Execution) -> Distillation:

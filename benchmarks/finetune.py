@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import torch
-from cases import ATO, DENSE, done, markdown, taught_by
+from cases import ATO, DENSE, done, kept_by, markdown, seconds_by_phase, taught_by
 from masks import FisherPrior, norms
 from record import append, environment, rows
 from safetensors.torch import load_file
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from atopipe.ato.groups import Groups
 from atopipe.ato.recipe import PhaseSettings, Recipe
 from atopipe.ato.search.budget import Budget
-from atopipe.ato.search.cost import flops, kept_fraction
+from atopipe.ato.search.cost import flops
 from atopipe.ato.search.mask_search import MakeSearch
 from atopipe.ato.search.searches import SEARCHES
 from atopipe.ato.training.dense import train_dense
@@ -148,12 +148,8 @@ class Bench:
             taught = self._objective(case, recipe) if variant.taught else None
             budget = Budget.of_dense(cost, case.target)
             result = train(model, groups, [budget], make_search=variant.search, objective=taught, **common)
-            trained, widths = result.model, groups.widths(result.mask.cpu())
-            kept = {
-                "flops_ratio": kept_fraction(cost, widths),
-                "widths": {s.name: f"{int(w)}/{s.size}" for s, w in zip(groups.sets, widths, strict=True)},
-            }
-        seconds = {phase: sum(e.seconds for e in epochs if e.phase == phase) for phase in {e.phase for e in epochs}}
+            trained, kept = result.model, kept_by(groups, cost, result.mask)
+        seconds = seconds_by_phase(epochs)
         tested = accuracy(trained.eval(), self.workspace.val_batches(), execution)
         return {"accuracy": tested, **kept, "train_accuracy": epochs[-1].train_accuracy, "seconds": seconds}
 

@@ -1,11 +1,12 @@
 """Any two ONNX models against each other on this machine: latency, load time, memory, size, and a verdict."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atopipe.pipeline.engine.deployment import PROVIDERS
 from atopipe.pipeline.report.tables import aligned
 from atopipe.pipeline.system.errors import AtopipeError, GateFailed, Inconclusive, UsageError
 from atopipe.pipeline.system.text import milliseconds, scaled
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 IMAGES = 32  # random ones that the runs go through, or one batch if that is larger
 LARGEST_BATCH = 4096
 AA_SHARE = 0.25  # of the time, for the A/A test of the first model
-
-
-PROVIDERS: Mapping[str, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from atopipe.pipeline.data.dataset import Data
 
 OnProgress = Callable[[int, int], None]  # images done, images in all
+DEFAULT_SIDE = 224  # pixels of the input, of photographs
+STATISTICS_SAMPLE = 2048  # photographs whose mean and deviation stand for all
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Where latency counts: the deployment of the configuration, as ONNX Runtime and the measurements take it."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config.schema import DeploymentSettings
@@ -9,12 +10,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+PROVIDERS: Mapping[str, str] = {  # ONNX Runtime's names, here as text: the command line reads them before it is loaded
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
 def session_arguments(deployment: DeploymentSettings) -> dict[str, Any]:
     """Provider, threads and batch, by the names of `validate.latency`."""
-    from atopipe.validate.session import CPU, CUDA, TENSORRT
-
-    providers = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
-    return {"provider": providers[deployment.provider], "threads": deployment.threads, "batch": deployment.batch}
+    return {"provider": PROVIDERS[deployment.provider], "threads": deployment.threads, "batch": deployment.batch}
 
 
 def enough_images(images: "NDArray[np.float32]", deployment: DeploymentSettings) -> "NDArray[np.float32]":

@@ -6,7 +6,7 @@ compared in ONNX Runtime. It takes seconds, and fails before the first epoch rat
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,17 +65,8 @@ class Preflight:
         )
 
 
-def passed_preflight(
-    name: str,
-    model: "nn.Module",
-    groups: "Groups",
-    budgets: "Sequence[Budget]",
-    example: "Tensor",
-    *,
-    align: "Align",
-    generator: "torch.Generator",
-) -> Preflight:
-    """The same as `run_preflight`, which has passed; else UsageError about model `name`, or BudgetError."""
+def passed_preflight(name: str, check: Callable[[], Preflight]) -> Preflight:
+    """What `check` finds, a call of `run_preflight`, if it has passed; else UsageError about `name`, or BudgetError."""
     import torch
 
     from atopipe.ato.execution import is_out_of_memory
@@ -86,7 +77,7 @@ def passed_preflight(
 
     try:
         with torch.random.fork_rng(devices=[]):  # the check does not change the random numbers of the run
-            preflight = run_preflight(model, groups, budgets, example, align=align, generator=generator)
+            preflight = check()
     except Exception as error:  # the network's own code may raise anything
         if isinstance(error, BudgetError | AtopipeError | OSError) or is_out_of_memory(error):
             raise

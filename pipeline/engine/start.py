@@ -72,7 +72,7 @@ def load_start(config: Config, model: "nn.Module", classes: int) -> str:
 def load_source(
     config: Config, source: WeightsSource, model: "nn.Module", classes: int, *, keep_head: bool | None
 ) -> str:
-    """Copies weights of the configuration's network into `model`, and says what was done; see `load_weights`."""
+    """Copies weights of the configuration's network into `model`, and says what was done; see `load_checkpoint`."""
     from atopipe.pipeline.models.pretrained import load_checkpoint
     from atopipe.pipeline.models.weights.checkpoint import read_checkpoint
 

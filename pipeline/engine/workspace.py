@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from atopipe.pipeline.config.schema import Config
@@ -255,10 +255,11 @@ class Workspace:
         self, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]", steps: "WidthSteps | None" = None
     ) -> "Preflight":
         """Removal, export and parity with random weights and masks; UsageError where they do not work."""
-        from atopipe.pipeline.engine.preflight import passed_preflight
+        from atopipe.pipeline.engine.preflight import passed_preflight, run_preflight
 
-        align, generator, name = self.config.recipe.align, self.generator(Stream.PREFLIGHT), self.config.model.name
-        return passed_preflight(name, model, groups, budgets, self.example, align=steps or align, generator=generator)
+        align, generator = steps or self.config.recipe.align, self.generator(Stream.PREFLIGHT)
+        check = partial(run_preflight, model, groups, budgets, self.example, align=align, generator=generator)
+        return passed_preflight(self.config.model.name, check)
 
     def generator(self, stream: Stream) -> "torch.Generator":
         """A CPU generator of that stream of the run's seed, unlike that of any other seed."""

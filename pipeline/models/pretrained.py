@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from atopipe.pipeline.models.weights.checkpoint import read_checkpoint
 from atopipe.pipeline.models.weights.head import Build, head_tensors
 from atopipe.pipeline.models.weights.match import COUNTER, Match, best_match
 from atopipe.pipeline.system.errors import UsageError
@@ -23,23 +21,15 @@ class HeadError(UsageError):
         self.found = found
 
 
-def load_weights(
-    model: nn.Module, path: Path, classes: int, *, build: Build, keep_head: bool | None = None, who: str = ""
-) -> str:
-    """Copy the weights of a file into `model`, and say what was done.
-
-    `build` makes the network for any number of classes; its head is what differs then. It is kept where the file has
-    one for as many classes, and newly initialised where not; `keep_head` demands (True) or forbids (False) the former.
-    Raises MissingError for a file that is not there or damaged, UsageError for one of another network.
-    """
-    who = who or f"--weights '{path}'"
-    return load_checkpoint(model, read_checkpoint(path, who), classes, build=build, keep_head=keep_head, who=who)
-
-
 def load_checkpoint(
     model: nn.Module, checkpoint: object, classes: int, *, build: Build, keep_head: bool | None, who: str
 ) -> str:
-    """`load_weights` of what was read from a file."""
+    """Copy the weights of what was read from a file into `model`, and say what was done.
+
+    `build` makes the network for any number of classes; its head is what differs then. It is kept where the file has
+    one for as many classes, and newly initialised where not; `keep_head` demands (True) or forbids (False) the former.
+    `who`: the file in messages. Raises UsageError for a file of another network.
+    """
     wanted = model.state_dict()
     match = best_match(checkpoint, wanted)
     if match is None:

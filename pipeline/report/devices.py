@@ -133,10 +133,16 @@ def _is_of(device: Device, table: dict[str, Any]) -> bool:
 
 def _devices(run: RunDirectory) -> Iterator[Device]:
     """Everything that was added, whole, and about the models as they are now."""
+    return (found for found in _added(run) if isinstance(found, Device))
+
+
+def _added(run: RunDirectory) -> "Iterator[Device | Path]":
+    """What was added and is about the models as they are now; the file, of what is damaged."""
     for file in sorted((run.root / DEVICES).glob("*.json")):
         try:
             device = _read(file)
         except (OSError, ValueError, DamagedError):
+            yield file
             continue
         if device.model_sha256 == _delivered(run, device.variant):
             yield device
@@ -144,16 +150,12 @@ def _devices(run: RunDirectory) -> Iterator[Device]:
 
 def device_lines(run: RunDirectory) -> tuple[str, ...]:
     """A line for everything that was added and is about the models as they are now; a damaged file is named."""
-    lines = []
-    for file in sorted((run.root / DEVICES).glob("*.json")):
-        try:
-            device = _read(file)
-        except (OSError, ValueError, DamagedError):
-            lines.append(f"'{DEVICES}/{file.name}' is damaged: delete it, and add the device's measurements again")
-            continue
-        if device.model_sha256 == _delivered(run, device.variant):
-            lines.append(device.sentence())
-    return tuple(lines)
+    return tuple(
+        found.sentence()
+        if isinstance(found, Device)
+        else f"'{DEVICES}/{found.name}' is damaged: delete it, and add the device's measurements again"
+        for found in _added(run)
+    )
 
 
 def _read(file: Path) -> Device:

@@ -52,12 +52,13 @@ class Prepared:
     groups: "Groups"
     budgets: "list[Budget]"
     execution: "Execution"
+    latency: "FittedLatency | None"  # where there is a budget in it
     steps: "WidthSteps | None"  # of the widths, where they were measured
 
 
 def run(context: Context) -> dict[str, float]:
     prepared = prepare(context, context.config.targets)
-    choose = mask_choice(context, prepared.model, prepared.groups, prepared.budgets)
+    choose = mask_choice(context, prepared.model, prepared.groups, prepared.budgets, prepared.latency)
     train = training(context, prepared)
     with training_session(context, _start(context, prepared, choose)) as (batches, checkpointer, report):
         trained = train(
@@ -81,9 +82,10 @@ def _predicted(prepared: Prepared, mask: "Tensor") -> dict[str, float]:
     """What the fit expects of the latency, where there is a budget in it."""
     from atopipe.ato.search.cost import kept_fraction
 
-    cost = next((budget.cost for budget in prepared.budgets if budget.cost.name == "latency"), None)
+    if prepared.latency is None:
+        return {}
     widths = prepared.groups.widths(mask.cpu()).double()
-    return {} if cost is None else {"latency.predicted_ratio": kept_fraction(cost, widths)}
+    return {"latency.predicted_ratio": kept_fraction(prepared.latency.cost, widths)}
 
 
 def prepare(context: Context, targets: "Mapping[str, Target]") -> Prepared:
@@ -105,7 +107,7 @@ def prepare(context: Context, targets: "Mapping[str, Target]") -> Prepared:
     context.display.say(f"target  {both_readings(targets, dense)}")
     if config.preflight and not _is_searched(context):
         context.display.say(f"preflight ok: {workspace.preflight(model, groups, budgets, steps).as_text()}")
-    return Prepared(model, groups, budgets, workspace.execution(model), steps)
+    return Prepared(model, groups, budgets, workspace.execution(model), latency, steps)
 
 
 def training(context: Context, prepared: Prepared) -> "Callable[..., Trained]":

@@ -36,6 +36,11 @@ class RandomWindows:
     area: tuple[float, float] = (LEAST_SHARE, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
+    @classmethod
+    def at_least(cls, share: float | None, size: Size) -> "RandomWindows":
+        """Windows of so much of the area or more; None: of the usual share."""
+        return cls(size, (LEAST_SHARE if share is None else share, 1.0))
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform numbers in [0, 1), float64 [count, NUMBERS], on the CPU."""
         numbers = torch.rand(count, NUMBERS, generator=generator, device=generator.device, dtype=torch.float64)

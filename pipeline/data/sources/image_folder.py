@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atopipe.pipeline.data.source import DataSource, OnProgress, Request
+from atopipe.pipeline.data.source import DEFAULT_SIDE, STATISTICS_SAMPLE, DataSource, OnProgress, Request
 from atopipe.pipeline.data.sources.file_list import ListedFiles
 from atopipe.pipeline.data.sources.image_folder_layout import Files, described, find_splits, known_splits
 from atopipe.pipeline.system.job import all_reduce_min
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from atopipe.pipeline.data.preprocessing import Pixels, Preprocessing, Size
     from atopipe.pipeline.data.stores import ImageStore
 
-DEFAULT_SIDE = 224
 SAMPLE = 64  # images whose size is looked at
-STATISTICS_SAMPLE = 2048  # images whose mean and deviation stand for a set that does not fit in memory
 
 
 def load(argument: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
@@ -105,13 +103,13 @@ def _small(train: Files, val: Files, scaling: Scaling, on_progress: OnProgress |
 
 
 def _photographs(train: Files, val: Files, scaling: Scaling, on_progress: OnProgress | None) -> Loaded:
-    from atopipe.pipeline.data.photographs.windows import LEAST_SHARE, RandomWindows
+    from atopipe.pipeline.data.photographs.windows import RandomWindows
 
     size, held_out = scaling.size, ((val, scaling.size),)
     preprocessing = _sample_statistics(train, scaling, on_progress)
     kept = [_kept(pixels, val) for pixels in _decode(held_out, scaling, on_progress)] if _fit(held_out) else []
     stores = [_encoded(train, scaling, size), *(kept or [_encoded(val, scaling, size)])]
-    return stores, preprocessing, RandomWindows(size, (scaling.least_crop or LEAST_SHARE, 1.0))
+    return stores, preprocessing, RandomWindows.at_least(scaling.least_crop, size)
 
 
 def _fit(crops: Crops) -> bool:

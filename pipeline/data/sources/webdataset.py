@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atopipe.pipeline.data.photographs.shards import Index, read_index, require_all
-from atopipe.pipeline.data.source import DataSource, FileState, OnProgress, Request
+from atopipe.pipeline.data.source import DEFAULT_SIDE, STATISTICS_SAMPLE, DataSource, FileState, OnProgress, Request
 from atopipe.pipeline.data.sources.file_list import FileList, Found, ListedFiles
 from atopipe.pipeline.system.errors import DataError, MissingDataError
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 CLASSES = "classes.txt"
 PARTS = ("train", "val")
-DEFAULT_SIDE = 224
-STATISTICS_SAMPLE = 2048
 
 
 def load(argument: str, request: Request, on_progress: OnProgress | None = None) -> "Data":
@@ -26,7 +24,7 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
 
     from atopipe.pipeline.data.dataset import Data, Split
     from atopipe.pipeline.data.photographs.store import Photographs
-    from atopipe.pipeline.data.photographs.windows import LEAST_SHARE, RandomWindows
+    from atopipe.pipeline.data.photographs.windows import RandomWindows
 
     folder = Path(argument).expanduser()
     shards = [_shards(folder, part) for part in PARTS]
@@ -39,7 +37,7 @@ def load(argument: str, request: Request, on_progress: OnProgress | None = None)
     ]
     labels = [torch.frombuffer(index.label, dtype=torch.int64) for index in indices]
     splits = (
-        Split(stores[0], labels[0], preprocessing, RandomWindows(size, (request.least_crop or LEAST_SHARE, 1.0))),
+        Split(stores[0], labels[0], preprocessing, RandomWindows.at_least(request.least_crop, size)),
         Split(stores[1], labels[1], preprocessing),
     )
     train, val = (len(index.label) for index in indices)

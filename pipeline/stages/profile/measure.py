@@ -13,7 +13,6 @@ from atopipe.pipeline.engine.deployment import session_arguments
 from atopipe.pipeline.engine.stage import Context
 from atopipe.pipeline.rundir.events import read_events
 from atopipe.pipeline.stages.profile.pack import DENSE, Architecture
-from atopipe.pipeline.stages.profile.table import fitted_latency
 from atopipe.pipeline.system.errors import Inconclusive
 from atopipe.pipeline.system.files import write_bytes
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from atopipe.ato.groups import Groups
     from atopipe.ato.search.budget import Budget
+    from atopipe.ato.search.latency import FittedLatency
     from atopipe.ato.search.selection import Align, ChooseMask
 
 MEASURED, SETTLED = "latency measured", "latency settled"  # events
@@ -87,8 +87,14 @@ class LatencyMeter:
         return open_session(self.network.dense).input_shape()
 
 
-def mask_choice(context: Context, model: "nn.Module", groups: "Groups", budgets: "Sequence[Budget]") -> "ChooseMask":
-    """How scores become a mask: with a budget in latency, by widths that were measured within it.
+def mask_choice(
+    context: Context,
+    model: "nn.Module",
+    groups: "Groups",
+    budgets: "Sequence[Budget]",
+    fit: "FittedLatency | None",
+) -> "ChooseMask":
+    """How scores become a mask: with a budget in latency, whose cost is of `fit`, by widths measured within it.
 
     With the table of another device nothing can be measured: the largest error of the fit is left unused.
     """
@@ -96,11 +102,10 @@ def mask_choice(context: Context, model: "nn.Module", groups: "Groups", budgets:
     from atopipe.ato.search.settle import HELD, settle_widths
 
     latency = next((budget for budget in budgets if budget.cost.name == "latency"), None)
-    if latency is None or context.workspace.job.rank > 0:
+    if latency is None or fit is None or context.workspace.job.rank > 0:
         return choose_mask  # rank 0 decides for all
     if context.config.latency_table is not None:
-        error = fitted_latency(context, model, groups).error.largest
-        safe = [replace(b, limit=b.limit * (1 - error)) if b is latency else b for b in budgets]
+        safe = [replace(b, limit=b.limit * (1 - fit.error.largest)) if b is latency else b for b in budgets]
         return lambda scores, groups, _, align: best_groups(scores, groups, select_widths(scores, groups, safe, align))
     measure = _meter(context, model, groups, latency)
 

@@ -35,9 +35,11 @@ def save_answers(context: Context, accuracies: "Mapping[str, Accuracy]") -> None
 
 
 def _pictures(context: Context, chosen: "torch.Tensor") -> "Tensor":
-    """The validation images `chosen` [n] without their normalisation, none of their sides longer than SIDE."""
+    """The pixels of the validation images `chosen` [n] that the network sees, scaled down to SIDE where larger."""
     import torch
     from torch.nn.functional import interpolate
+
+    from atopipe.pipeline.data.augment import center_crop
 
     data = context.workspace.data
     height, width = data.preprocessing.size
@@ -45,7 +47,5 @@ def _pictures(context: Context, chosen: "torch.Tensor") -> "Tensor":
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     if len(chosen) == 0:
         return torch.zeros(0, 3, *size, dtype=torch.uint8)
-    images, _ = next(iter(data.val.take(chosen).batches(len(chosen), device="cpu")))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.preprocessing.mean, data.preprocessing.std))
-    small = interpolate(images * std + mean, size, mode="bilinear", antialias=True)
-    return small.mul(255).round().clamp(0, 255).to(torch.uint8)
+    pixels = center_crop(next(iter(data.val.images.read([chosen], torch.device("cpu")))), (height, width))
+    return interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from atopipe.pipeline.models.pretrained import load_weights
+from atopipe.pipeline.models.pretrained import load_checkpoint
+from atopipe.pipeline.models.weights.checkpoint import read_checkpoint
 from atopipe.pipeline.system.errors import MissingError, UsageError
 
 State = Mapping[str, Tensor]
@@ -37,8 +38,15 @@ def net(classes: int = 10) -> nn.Module:
     return Net(classes)
 
 
-def load(model: nn.Module, path: Path, classes: int = 10, build: Callable[[int], nn.Module] = net, **how: Any) -> str:
-    return load_weights(model, path, classes, build=build, **how)
+def load(
+    model: nn.Module,
+    path: Path,
+    classes: int = 10,
+    build: Callable[[int], nn.Module] = net,
+    keep_head: bool | None = None,
+) -> str:
+    who = f"--weights '{path}'"
+    return load_checkpoint(model, read_checkpoint(path, who), classes, build=build, keep_head=keep_head, who=who)
 
 
 def prefixed(prefix: str, state: State) -> dict[str, Tensor]:
